@@ -1,0 +1,44 @@
+# Everything is run from here; `make` alone says what there is.
+
+GO      ?= go
+NAMES    = nft-hook reader-hook clearance-hub clearance-verdict terok-shield terok-clearance-notify
+
+export CGO_ENABLED = 0
+
+.PHONY: help build demo test unit e2e lint bench fuzz ci clean
+
+help: ## this text
+	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+build: ## build/terok-box, static and stripped, with its symlinks
+	$(GO) build -trimpath -ldflags '-s -w' -o build/terok-box .
+	@./build/terok-box --install build
+
+demo: build ## the main job in under a minute
+	scripts/demo
+
+test: ## everything: unit, kernel, end to end; installs what it needs first
+	scripts/deps
+	$(MAKE) unit e2e
+
+unit: build
+	$(GO) vet ./...
+	$(GO) test ./...
+
+e2e: build
+	scripts/e2e
+	scripts/e2e --d13
+
+lint: ## golangci-lint, deadcode, govulncheck
+	scripts/lint
+
+bench: build ## every benchmark, as ratios
+	scripts/bench all
+
+fuzz: ## every fuzzer, FUZZTIME each (default 5m)
+	scripts/fuzz
+
+ci: test ## what .ci/run calls
+
+clean: ## remove what was built
+	rm -rf build

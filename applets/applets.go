@@ -1,0 +1,170 @@
+// Package applets is the table of programs in this binary and the choice
+// among them by the name it was called as.
+//
+// It imports the applet packages and must never be imported by them.
+package applets
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/nfthook"
+	"github.com/terok-ai/terok-box/applets/shield"
+)
+
+// Name is the program's own name; under it the first argument chooses.
+const Name = "terok-box"
+
+// applet is a program: args are the arguments after its name.
+type applet struct {
+	name    string
+	private bool // started by ourselves only: not listed, no symlink
+	alias   []string
+	about   string
+	run     func(ctx context.Context, env *cmdenv.Env, args []string) int
+}
+
+// table lists every program in the order people see.
+func table() []applet {
+	return []applet{
+		{name: "nft-hook", alias: []string{"terok-shield-hook"}, about: "OCI hook: puts the firewall into a container before it starts", run: nfthook.Run},
+		{name: "reader-hook", alias: []string{"terok-shield-bridge-hook"}, about: "OCI hook: starts the one who asks about blocked packets", run: absent("reader-hook")},
+		{name: "clearance-hub", about: "passes blocked packets to whoever can answer", run: absent("clearance-hub")},
+		{name: "clearance-verdict", about: "carries out the answers", run: absent("clearance-verdict")},
+		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run},
+		{name: "terok-clearance-notify", about: "desktop notifications with Allow and Deny", run: absent("terok-clearance-notify")},
+		{name: shield.InsideName, private: true, run: shield.RunInside},
+	}
+}
+
+// absent stands for a program of the six names that this build does not have.
+func absent(name string) func(context.Context, *cmdenv.Env, []string) int {
+	return func(_ context.Context, env *cmdenv.Env, _ []string) int {
+		fmt.Fprintf(env.Stderr, "%s: not in this build\n", name)
+		return cmdenv.ExitUnavailable
+	}
+}
+
+// Main runs the program that argv[0] names and returns its exit code. Called
+// as anything else, the first argument names it.
+func Main(argv []string) int {
+	if len(argv) == 0 {
+		argv = []string{Name}
+	}
+	env := cmdenv.OS()
+	ctx, stop := cmdenv.Context()
+	defer stop()
+	return dispatch(ctx, env, filepath.Base(argv[0]), argv[1:])
+}
+
+func dispatch(ctx context.Context, env *cmdenv.Env, name string, args []string) int {
+	if a, ok := find(name); ok && !a.private {
+		return a.run(ctx, env, args)
+	}
+	if len(args) == 0 {
+		fmt.Fprint(env.Stdout, usage())
+		return cmdenv.ExitOK
+	}
+	switch args[0] {
+	case "-h", "--help":
+		fmt.Fprint(env.Stdout, usage())
+		return cmdenv.ExitOK
+	case "--version":
+		fmt.Fprintf(env.Stdout, "%s %s\n", Name, cmdenv.Version())
+		return cmdenv.ExitOK
+	case "--list":
+		for _, a := range table() {
+			if !a.private {
+				fmt.Fprintln(env.Stdout, a.name)
+			}
+		}
+		return cmdenv.ExitOK
+	case "--install":
+		if len(args) != 2 {
+			return env.Fail(Name+": ", cmdenv.Usagef("--install takes one directory"))
+		}
+		return env.Fail(Name+": ", install(args[1]))
+	}
+	if a, ok := find(args[0]); ok {
+		return a.run(ctx, env, args[1:])
+	}
+	return env.Fail(Name+": ", cmdenv.Usagef("no program %q in here; see %s --list", args[0], Name))
+}
+
+func find(name string) (applet, bool) {
+	all := table()
+	i := slices.IndexFunc(all, func(a applet) bool { return a.name == name || slices.Contains(a.alias, name) })
+	if i < 0 {
+		return applet{}, false
+	}
+	return all[i], true
+}
+
+func usage() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: an egress firewall for containers, in one program\n\n", Name)
+	fmt.Fprintf(&b, "  %s APPLET [ARG…]   run one of the programs below\n", Name)
+	fmt.Fprintf(&b, "  %s --install DIR   make symlinks to this file in DIR, one a program\n", Name)
+	fmt.Fprintf(&b, "  %s --list          their names\n", Name)
+	fmt.Fprintf(&b, "  %s --version\n\n", Name)
+	for _, a := range table() {
+		if !a.private {
+			fmt.Fprintf(&b, "  %-24s%s\n", a.name, a.about)
+		}
+	}
+	fmt.Fprintf(&b, "\nStart with: terok-shield --help\n")
+	return b.String()
+}
+
+// install makes a symlink to this executable for every program. What is
+// there already is replaced if it is a symlink, and refused otherwise.
+func install(dir string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program's own file: %w", err)
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range table() {
+		if a.private {
+			continue
+		}
+		path := filepath.Join(dir, a.name)
+		switch st, err := os.Lstat(path); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			errs = append(errs, err)
+			continue
+		case st.Mode()&fs.ModeSymlink == 0:
+			errs = append(errs, fmt.Errorf("%s exists and is no symlink: move it away first", path))
+			continue
+		}
+		target := self
+		if filepath.Dir(self) == dir {
+			target = filepath.Base(self)
+		}
+		tmp := path + ".new"
+		if err := errors.Join(removeIfThere(tmp), os.Symlink(target, tmp)); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, os.Rename(tmp, path))
+	}
+	return errors.Join(errs...)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

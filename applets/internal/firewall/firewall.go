@@ -1,0 +1,485 @@
+// Package firewall is one container's firewall as verbs: what the state files
+// say, carried into the kernel and back, under the bundle's lock.
+//
+// The files are the truth about what is allowed and denied; the kernel is the
+// truth about the state (up, down, …). An operation that was killed half way
+// leaves a mark in the bundle, and the next one first makes the kernel's sets
+// what the files say.
+//
+// It never runs a program and must never import a package that faces people.
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/terok-ai/terok-box/applets/internal/audit"
+	"github.com/terok-ai/terok-box/nl/netns"
+	"github.com/terok-ai/terok-box/nl/nft"
+	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/bundle"
+	"github.com/terok-ai/terok-box/wire/control"
+)
+
+// Firewall is a container's bundle, locked, and its table in the kernel.
+type Firewall struct {
+	bundle    *bundle.Bundle
+	conn      *nft.Conn
+	container string
+	audit     bool
+	unlock    func()
+	warnings  []error
+}
+
+// Execute carries out one request and never fails otherwise than in its
+// response. The caller must be able to enter the container's network
+// namespace.
+func Execute(ctx context.Context, req control.Request) control.Response {
+	var resp control.Response
+	if err := execute(ctx, req, &resp); err != nil {
+		resp.Error = err.Error()
+	}
+	return resp
+}
+
+func execute(ctx context.Context, req control.Request, resp *control.Response) (err error) {
+	b, err := bundle.Open(req.StateDir)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	ns, err := netns.Open(req.PID)
+	if err != nil {
+		return fmt.Errorf("%s: %w", req.Container, err)
+	}
+	defer ns.Close()
+	if err := NotHost(ns); err != nil {
+		return fmt.Errorf("%s: %w", req.Container, err)
+	}
+	switch id, err := ns.ID(); {
+	case err != nil:
+		return fmt.Errorf("%s: %w", req.Container, err)
+	case req.NetNS != "" && id.String() != req.NetNS:
+		return fmt.Errorf("%s: process %d is not the container's any more; try again", req.Container, req.PID)
+	}
+	f, err := Open(ctx, b, ns)
+	if err != nil {
+		return fmt.Errorf("%s: %w", req.Container, err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	f.container, f.audit = req.Container, req.Audit
+
+	if err := f.perform(req, resp); err != nil {
+		return err
+	}
+	if w := errors.Join(f.warnings...); w != nil {
+		resp.Warning = w.Error()
+	}
+	return nil
+}
+
+// NotHost refuses the network namespace this process lives in: rules there
+// would meet the host's own traffic.
+func NotHost(ns *netns.NS) error {
+	own, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	id, err := ns.ID()
+	if err != nil {
+		return err
+	}
+	switch ownID, err := own.ID(); {
+	case err != nil:
+		return err
+	case id == ownID:
+		return errors.New("it shares the host's network, which is never touched; start it with a network of its own")
+	}
+	return nil
+}
+
+// Open locks the bundle and connects to the namespace's nf_tables.
+func Open(ctx context.Context, b *bundle.Bundle, ns *netns.NS) (*Firewall, error) {
+	unlock, err := b.Lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var conn *nft.Conn
+	err = ns.Do(func() (err error) {
+		conn, err = nft.Dial()
+		return err
+	})
+	if err != nil {
+		unlock()
+		return nil, fmt.Errorf("reach nf_tables in the container's network namespace: %w", err)
+	}
+	return &Firewall{bundle: b, conn: conn, unlock: unlock}, nil
+}
+
+// Close disconnects and unlocks.
+func (f *Firewall) Close() error {
+	err := f.conn.Close()
+	f.unlock()
+	return err
+}
+
+func (f *Firewall) perform(req control.Request, resp *control.Response) error {
+	if err := f.settle(); err != nil {
+		return err
+	}
+	var err error
+	switch req.Op {
+	case control.OpState, control.OpRules:
+		return f.describe(req.Op == control.OpRules, resp)
+	case control.OpVerify:
+		return f.Verify()
+	case control.OpUp:
+		err = f.transition(ruleset.Up, "Ruleset verification failed: ")
+		f.record(err, audit.Entry{Action: "shield_up"})
+	case control.OpDown:
+		err = f.transition(ruleset.Down, "Shield-down ruleset verification failed: ")
+		f.record(err, audit.Entry{Action: "shield_down"})
+	case control.OpDisengage:
+		err = f.transition(ruleset.Disengaged, "Shield-down ruleset verification failed: ")
+		f.record(err, audit.Entry{Action: "shield_down", Detail: "allow_all=True"})
+	case control.OpQuarantine:
+		err = f.transition(ruleset.Quarantine, "Quarantine ruleset verification failed: ")
+		f.record(err, audit.Entry{Action: "shield_quarantine"})
+	case control.OpAllow, control.OpDeny:
+		return f.change(req, resp)
+	case control.OpSync:
+		err = f.sync()
+	default:
+		err = fmt.Errorf("unknown operation %q", req.Op)
+	}
+	return err
+}
+
+// record appends an audit line for something that succeeded. The log failing
+// is a warning: the firewall has changed already.
+func (f *Firewall) record(err error, e audit.Entry) {
+	if err != nil || !f.audit {
+		return
+	}
+	e.Time, e.Container = time.Now(), f.container
+	if err := audit.Append(f.bundle, e); err != nil {
+		f.warnings = append(f.warnings, err)
+	}
+}
+
+// policy is the effective sets of the state files.
+func (f *Firewall) policy() (files, error) {
+	var p files
+	var err error
+	if p.profile, err = f.bundle.ProfileAllowed(); err != nil {
+		return p, err
+	}
+	if p.live, err = f.bundle.LiveAllowed(); err != nil {
+		return p, err
+	}
+	p.deny, err = f.bundle.DenyList()
+	return p, err
+}
+
+// files are the lists of addresses in the bundle.
+type files struct{ profile, live, deny []netip.Prefix }
+
+// into returns the table with its allow and deny sets holding what the files
+// say. Tables without such sets (quarantine, later systems' tiers) are
+// returned as they are.
+func (p files) into(t *ruleset.Table) *ruleset.Table {
+	allow, deny := bundle.Effective(p.profile, p.live, p.deny)
+	return ruleset.WithAddresses(t, allow, deny)
+}
+
+// Load is the table that belongs into the kernel of a container that starts:
+// the bundle's ruleset with the sets the files say, verified.
+func Load(b *bundle.Bundle) (*ruleset.Table, error) {
+	text, err := b.Ruleset()
+	if err != nil {
+		return nil, err
+	}
+	t, err := ruleset.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("ruleset.nft: %w", err)
+	}
+	f := Firewall{bundle: b}
+	p, err := f.policy()
+	if err != nil {
+		return nil, err
+	}
+	t = p.into(t)
+	k, err := known(b)
+	if err != nil {
+		return nil, err
+	}
+	switch state, err := ruleset.Verify(t, k); {
+	case err != nil:
+		return nil, fmt.Errorf("ruleset.nft is not a safe ruleset: %w", err)
+	case state != ruleset.Up && state != ruleset.Quarantine:
+		return nil, fmt.Errorf("ruleset.nft would leave the container %s", state)
+	}
+	return t, nil
+}
+
+func known(b *bundle.Bundle) (ruleset.Known, error) {
+	dns, err1 := b.UpstreamDNS()
+	ports, err2 := b.LoopbackPorts()
+	network, err3 := b.Network()
+	k := ruleset.Known{DNS: dns, Ports: ports}
+	if network.Mode != "" { // else prepared by another program
+		k.Hosts = append([]netip.Addr{}, network.Hosts...)
+	}
+	return k, errors.Join(err1, err2, err3)
+}
+
+// Start puts the bundle's table into a namespace that has none. A table that
+// is there already must be the same one.
+func (f *Firewall) Start(want *ruleset.Table) error {
+	have, err := f.conn.List()
+	if err != nil {
+		return err
+	}
+	if have != nil {
+		if d := ruleset.Diff(have, want); !d.Empty() {
+			return fmt.Errorf("its network namespace holds another firewall already (%s): containers that share a network are not supported", d)
+		}
+	}
+	if err := f.conn.Apply(want); err != nil {
+		return err
+	}
+	return f.bundle.SetUnsettled(false)
+}
+
+// settle finishes what a killed command left half done.
+func (f *Firewall) settle() error {
+	half, err := f.bundle.Unsettled()
+	if err != nil || !half {
+		return err
+	}
+	if err := f.sync(); err != nil && !errors.Is(err, errNoTable) {
+		return fmt.Errorf("finish an interrupted command: %w", err)
+	}
+	return nil
+}
+
+// sync makes the kernel's sets what the files say.
+func (f *Firewall) sync() error {
+	have, err := f.conn.List()
+	if err != nil {
+		return err
+	}
+	if have == nil {
+		return errNoTable
+	}
+	p, err := f.policy()
+	if err != nil {
+		return err
+	}
+	if err := f.conn.Apply(p.into(have)); err != nil {
+		return err
+	}
+	return f.bundle.SetUnsettled(false)
+}
+
+var errNoTable = errors.New("it has no firewall: it was not started under terok-shield; stop it, or put one there with: terok-shield up")
+
+// State is what the kernel holds; the error says why it is ruleset.Error.
+func (f *Firewall) State() (ruleset.State, *ruleset.Table, error) {
+	have, err := f.conn.List()
+	if err != nil {
+		if errors.Is(err, nft.ErrForeign) {
+			return ruleset.Error, nil, err
+		}
+		return ruleset.Error, nil, fmt.Errorf("list the ruleset: %w", err)
+	}
+	k, err := known(f.bundle)
+	if err != nil {
+		return ruleset.Error, have, err
+	}
+	state, err := ruleset.Verify(have, k)
+	return state, have, err
+}
+
+func (f *Firewall) describe(listing bool, resp *control.Response) error {
+	state, have, why := f.State()
+	resp.State = state.String()
+	if why != nil {
+		resp.Detail = why.Error()
+	}
+	if listing && have != nil {
+		resp.Listing = have.Listing()
+	}
+	return nil
+}
+
+// Verify fails unless the kernel holds exactly what Load gives.
+func (f *Firewall) Verify() error {
+	want, err := Load(f.bundle)
+	if err != nil {
+		return err
+	}
+	have, err := f.conn.List()
+	if err != nil {
+		return err
+	}
+	if have == nil {
+		return errors.New("no firewall in its network namespace")
+	}
+	if d := ruleset.Diff(have, want); !d.Empty() {
+		return fmt.Errorf("its firewall is not the prepared one: %s", d)
+	}
+	return nil
+}
+
+// transition moves the container to another state in one transaction.
+func (f *Firewall) transition(to ruleset.State, prefix string) error {
+	text, err := f.bundle.Ruleset()
+	if err != nil {
+		return err
+	}
+	prepared, err := ruleset.Parse(text)
+	if err != nil {
+		return fmt.Errorf("ruleset.nft: %w", err)
+	}
+	params, err := ruleset.ParamsOf(prepared)
+	if err != nil {
+		return fmt.Errorf("ruleset.nft: %w", err)
+	}
+	p, err := f.policy()
+	if err != nil {
+		return err
+	}
+	params.Allow, params.Deny = bundle.Effective(p.profile, p.live, p.deny)
+	want, err := ruleset.Build(to, params)
+	if err != nil {
+		return err
+	}
+	if err := f.conn.Apply(want); err != nil {
+		return err
+	}
+	switch state, _, err := f.State(); {
+	case err != nil:
+		return fmt.Errorf("%s%w", prefix, err)
+	case state != to:
+		return fmt.Errorf("%sstate is %s", prefix, state)
+	}
+	return nil
+}
+
+// change allows or denies addresses: kernel and files together.
+func (f *Firewall) change(req control.Request, resp *control.Response) error {
+	targets := make([]netip.Prefix, 0, len(req.Targets))
+	for _, s := range req.Targets {
+		p, err := bundle.ParsePrefix(s)
+		if err != nil {
+			return err
+		}
+		targets = append(targets, p)
+	}
+	state, have, why := f.State()
+	switch {
+	case state == ruleset.Offline:
+		return errNoTable
+	case state == ruleset.Error:
+		return fmt.Errorf("its firewall is in no known state (%w); mend it with: terok-shield up %s", why, f.container)
+	case state == ruleset.Quarantine && req.Op == control.OpAllow:
+		return fmt.Errorf("it is in quarantine, where nothing is allowed; lift it with: terok-shield up %s", f.container)
+	}
+	old, err := f.policy()
+	if err != nil {
+		return err
+	}
+	next := old.with(req.Op == control.OpAllow, targets)
+	if req.Op == control.OpAllow {
+		for _, t := range targets {
+			if i := slices.IndexFunc(next.deny, func(d netip.Prefix) bool { return d.Bits() < t.Bits() && d.Contains(t.Addr()) }); i >= 0 {
+				f.warnings = append(f.warnings, fmt.Errorf("%s stays blocked: it lies in %s, which is denied",
+					bundle.FormatPrefix(t), bundle.FormatPrefix(next.deny[i])))
+			}
+		}
+	}
+
+	// The mark stays behind if we are killed from here on. An allow changes
+	// the kernel first and a deny the files first: whichever half survives a
+	// kill, the next command settles on the closed side.
+	if err := f.bundle.SetUnsettled(true); err != nil {
+		return err
+	}
+	write := func() error { return f.write(old, next) }
+	apply := func() error { return f.conn.Apply(next.into(have)) }
+	if req.Op == control.OpAllow {
+		if err = apply(); err == nil {
+			if err = write(); err != nil {
+				err = errors.Join(err, f.write(next, old), f.conn.Apply(old.into(have)))
+			}
+		}
+	} else if err = write(); err == nil {
+		if err = apply(); err != nil {
+			err = errors.Join(err, f.write(next, old))
+		}
+	} else {
+		err = errors.Join(err, f.write(next, old))
+	}
+	if err != nil {
+		return err // unsettled: the next command looks at both sides again
+	}
+	if err := f.bundle.SetUnsettled(false); err != nil {
+		return err
+	}
+	action := "allowed"
+	if req.Op == control.OpDeny {
+		action = "denied"
+	}
+	for _, t := range targets {
+		s := bundle.FormatPrefix(t)
+		resp.Applied = append(resp.Applied, s)
+		f.record(nil, audit.Entry{Action: action, Dest: s, Detail: "target=" + req.Target})
+	}
+	return nil
+}
+
+// with is the lists after an allow or deny of the targets.
+func (p files) with(allow bool, targets []netip.Prefix) files {
+	without := func(list []netip.Prefix) []netip.Prefix {
+		return slices.DeleteFunc(slices.Clone(list), func(x netip.Prefix) bool { return slices.Contains(targets, x) })
+	}
+	add := func(list []netip.Prefix) []netip.Prefix {
+		out := slices.Clone(list)
+		for _, t := range targets {
+			if !slices.Contains(out, t) {
+				out = append(out, t)
+			}
+		}
+		return out
+	}
+	if allow {
+		return files{profile: p.profile, live: add(p.live), deny: without(p.deny)}
+	}
+	return files{profile: p.profile, live: without(p.live), deny: add(p.deny)}
+}
+
+// write replaces the files that differ, the ones that close first.
+func (f *Firewall) write(old, next files) error {
+	deny := func() error {
+		if slices.Equal(old.deny, next.deny) {
+			return nil
+		}
+		return f.bundle.SetDenyList(next.deny)
+	}
+	live := func() error {
+		if slices.Equal(old.live, next.live) {
+			return nil
+		}
+		return f.bundle.SetLiveAllowed(next.live)
+	}
+	if len(next.deny) < len(old.deny) { // un-denying opens: last
+		return errors.Join(live(), deny())
+	}
+	return errors.Join(deny(), live())
+}

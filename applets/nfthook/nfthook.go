@@ -1,0 +1,129 @@
+// Package nfthook is the OCI hook that puts the firewall into a container
+// before its first instruction, and cleans up after its last.
+//
+// It is fail-closed: what it cannot verify it refuses, and a refusal keeps
+// the container from starting. It runs on every container start, so it must
+// never import what is not needed for that (no command-line parser, D-Bus,
+// DNS library or hub).
+package nfthook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
+	"github.com/terok-ai/terok-box/applets/internal/firewall"
+	"github.com/terok-ai/terok-box/nl/netns"
+	"github.com/terok-ai/terok-box/wire/bundle"
+	"github.com/terok-ai/terok-box/wire/oci"
+)
+
+const usage = `usage: nft-hook [createRuntime|poststop] < OCI-STATE
+
+An OCI runtime runs this. createRuntime reads the state directory from the
+annotation terok.shield.state_dir, verifies the ruleset in it and puts it into
+the container's network namespace; any doubt ends in exit code 1, and the
+runtime then refuses to start the container. poststop cleans up.
+`
+
+// Run is the hook. args[0] is the stage, createRuntime by default.
+func Run(ctx context.Context, env *cmdenv.Env, args []string) int {
+	stage := "createRuntime"
+	if len(args) > 0 {
+		stage = args[0]
+	}
+	if stage == "-h" || stage == "--help" {
+		fmt.Fprint(env.Stdout, usage)
+		return cmdenv.ExitOK
+	}
+	return env.Fail("terok-shield hook: ", hook(ctx, env, stage))
+}
+
+func hook(ctx context.Context, env *cmdenv.Env, stage string) (err error) {
+	st, err := oci.Read(env.Stdin)
+	if err != nil {
+		return err
+	}
+	dir, err := st.StateDir(env.EUID)
+	if err != nil {
+		return fmt.Errorf("no state dir: %w", err)
+	}
+	b, err := bundle.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("container %s: %w", name(st), err)
+			err = errors.Join(err, b.AppendError("terok-shield hook: "+err.Error()))
+		}
+	}()
+	switch stage {
+	case "createRuntime":
+		return create(ctx, st, b)
+	case "poststop":
+		return stop(ctx, b)
+	default:
+		return fmt.Errorf("unknown stage %q", stage)
+	}
+}
+
+// name is what an operator knows the container by.
+func name(st *oci.State) string {
+	if n := st.Annotations[oci.KeyName]; n != "" {
+		return n
+	}
+	return st.Short()
+}
+
+func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
+	if _, err := oci.Version(st.Annotations[oci.KeyVersion]); err != nil {
+		return err
+	}
+	if st.PID == 0 {
+		return errors.New("the OCI state has no pid")
+	}
+	want, err := firewall.Load(b)
+	if err != nil {
+		return err
+	}
+	ns, err := netns.Open(st.PID)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := firewall.NotHost(ns); err != nil {
+		return err
+	}
+	f, err := firewall.Open(ctx, b, ns)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Start(want); err != nil {
+		return fmt.Errorf("put the firewall into its network namespace: %w", err)
+	}
+	if err := b.SetContainerID(st.Short()); err != nil {
+		return err
+	}
+	id, err := ns.ID()
+	if err != nil {
+		return err
+	}
+	p, err := bundle.ProcessOf(st.PID, id.String())
+	if err != nil {
+		return err
+	}
+	if err := b.SetProcess(p); err != nil {
+		return err
+	}
+	return dnsmasq.Start(ctx, b, ns)
+}
+
+// stop goes on whatever fails and says all of it.
+func stop(ctx context.Context, b *bundle.Bundle) error {
+	return errors.Join(dnsmasq.Stop(ctx, b), b.RemoveProcess())
+}

@@ -1,0 +1,74 @@
+package shield
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/firewall"
+	"github.com/terok-ai/terok-box/nl/netns"
+	"github.com/terok-ai/terok-box/wire/control"
+)
+
+// InsideName is the private program that does one operation inside a
+// container's user namespace: request on stdin, response on stdout.
+const InsideName = "shield-inside"
+
+// RunInside is that program.
+func RunInside(ctx context.Context, env *cmdenv.Env, _ []string) int {
+	var req control.Request
+	if err := control.Read(env.Stdin, &req); err != nil {
+		return env.Fail(InsideName+": ", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	var resp control.Response
+	if req.Op == opProbe {
+		if err := probe(); err != nil {
+			resp.Error = err.Error()
+		}
+	} else {
+		resp = firewall.Execute(ctx, req)
+	}
+	return env.Fail(InsideName+": ", control.Write(env.Stdout, resp))
+}
+
+// inside starts this program again in the user namespace that owns ns and has
+// it do the request.
+func (a *app) inside(ctx context.Context, ns *netns.NS, req control.Request, resp *control.Response) error {
+	user, err := ns.UserNS()
+	if err != nil {
+		return err
+	}
+	defer user.Close()
+	inR, inW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer inR.Close()
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, inW.Close())
+	}
+	defer outR.Close()
+	cmd := netns.Cmd{
+		Path: a.env.Self, Args: []string{"terok-box", InsideName}, Env: a.env.Environ(),
+		Stdin: inR, Stdout: outW, Stderr: os.Stderr, UserNS: user,
+	}
+	err = cmd.Start(ctx)
+	inR.Close()
+	outW.Close()
+	if err != nil {
+		return errors.Join(fmt.Errorf("enter the user namespace of the container: %w", err), inW.Close())
+	}
+	sent := make(chan error, 1)
+	go func() { sent <- errors.Join(control.Write(inW, req), inW.Close()) }()
+	readErr := control.Read(outR, resp)
+	code, waitErr := cmd.Wait()
+	if err := errors.Join(<-sent, readErr, waitErr); err != nil || code != 0 {
+		return fmt.Errorf("the process inside the container's namespaces failed (exit code %d): %w", code, err)
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package shield
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/config"
+	"github.com/terok-ai/terok-box/applets/internal/policy"
+	"github.com/terok-ai/terok-box/applets/internal/resolve"
+	"github.com/terok-ai/terok-box/wire/bundle"
+	"github.com/terok-ai/terok-box/wire/control"
+)
+
+// cacheAge is how long looked-up addresses of unchanged profiles are good.
+const cacheAge = time.Hour
+
+const resolvConf = "/etc/resolv.conf"
+
+type resolveCmd struct {
+	Container container `arg:"" help:"Container name or id."`
+	Force     bool      `help:"Look up even if the last answer is younger than an hour."`
+	Profiles  []string  `placeholder:"A,B" help:"Profiles, if not those the container was prepared with."`
+	JSON      bool      `name:"json" help:"Print a JSON object."`
+}
+
+func (c resolveCmd) Run(a *app) (err error) {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	l, err := a.locate(cfg, c.Container)
+	if err != nil {
+		return err
+	}
+	b, err := bundle.Open(l.dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	profiles := c.Profiles
+	if len(profiles) == 0 {
+		if profiles, err = b.ProfileNames(); err != nil {
+			return err
+		}
+	}
+	if len(profiles) == 0 {
+		profiles = cfg.DefaultProfiles
+	}
+	want, err := composed(cfg, profiles)
+	if err != nil {
+		return err
+	}
+	unlock, err := b.Lock(a.ctx)
+	if err != nil {
+		return err
+	}
+	found, err := a.refresh(b, profiles, want, c.Force)
+	unlock()
+	if err != nil {
+		return err
+	}
+	if l.pid != 0 {
+		if _, err := a.execute(l, control.Request{Op: control.OpSync}); err != nil {
+			return fmt.Errorf("the addresses are stored, but not in the running container: %w", err)
+		}
+	}
+	addresses := make([]string, len(found))
+	for i, p := range found {
+		addresses[i] = bundle.FormatPrefix(p)
+	}
+	if c.JSON {
+		return a.printJSON(outcome{Container: l.name, Addresses: addresses})
+	}
+	forced := ""
+	if c.Force {
+		forced = " (forced)"
+	}
+	a.printf("Resolved %d IPs for %s%s\n", len(addresses), l.name, forced)
+	for _, s := range addresses {
+		a.printf("  %s\n", s)
+	}
+	return nil
+}
+
+// composed loads and joins profiles.
+func composed(cfg config.Config, names []string) (policy.Policy, error) {
+	profiles := make([]policy.Profile, 0, len(names))
+	for _, n := range names {
+		p, err := config.LoadProfile(cfg, n)
+		if err != nil {
+			return policy.Policy{}, err
+		}
+		profiles = append(profiles, p)
+	}
+	return policy.Compose(profiles), nil
+}
+
+// refresh makes the bundle's profile.allowed what the policy is now: literal
+// entries, then the addresses of its names. An answer of the last hour for
+// the same policy is kept; one in which a name failed is not, so the next
+// command asks again.
+func (a *app) refresh(b *bundle.Bundle, profiles []string, pol policy.Policy, force bool) ([]netip.Prefix, error) {
+	key := cacheKey(pol)
+	if !force {
+		age, have, err := b.ProfileCache()
+		if err == nil && have == key && age < cacheAge && age >= 0 {
+			return b.ProfileAllowed()
+		}
+	}
+	out := slices.Clone(pol.Prefixes)
+	names := lookups(pol)
+	var failed int
+	if len(names) > 0 {
+		found, err := a.lookup(names)
+		if err != nil {
+			return nil, err
+		}
+		for _, addr := range found.Addrs {
+			out = append(out, netip.PrefixFrom(addr, addr.BitLen()))
+		}
+		for _, f := range found.Failed {
+			a.warn(fmt.Sprintf("%s: %v", f.Name, f.Err))
+		}
+		failed = len(found.Failed)
+	}
+	out = dedup(out)
+	if failed > 0 {
+		key = "" // not to be used as a cache
+	}
+	return out, errors.Join(
+		b.SetProfileCache(""), // until the list below is complete
+		b.SetProfileNames(profiles),
+		b.SetProfileAllowed(out),
+		b.SetProfileCache(key),
+	)
+}
+
+// lookup resolves names with the host's resolvers, with a progress line on a
+// terminal.
+func (a *app) lookup(names []string) (resolve.Result, error) {
+	r, err := resolve.System(resolvConf)
+	if err != nil {
+		return resolve.Result{}, err
+	}
+	progress := func(int, int) {}
+	if cmdenv.Terminal(a.env.Stderr) {
+		progress = func(done, total int) {
+			fmt.Fprintf(a.env.Stderr, "\rresolving %d of %d names", done, total)
+			if done == total {
+				fmt.Fprint(a.env.Stderr, "\r\x1b[K")
+			}
+		}
+	}
+	return r.Lookup(a.ctx, names, progress), nil
+}
+
+// cacheKey identifies a policy, so that a changed profile is looked up anew.
+func cacheKey(pol policy.Policy) string {
+	h := sha256.New()
+	for _, p := range pol.Prefixes {
+		fmt.Fprintln(h, p)
+	}
+	for _, n := range lookups(pol) {
+		fmt.Fprintln(h, n)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// lookups are the names a policy needs addresses of, each once.
+func lookups(pol policy.Policy) []string {
+	var out []string
+	seen := make(map[string]bool, len(pol.Names))
+	for _, t := range pol.Names {
+		if !seen[t.Name] {
+			seen[t.Name] = true
+			out = append(out, t.Name)
+		}
+	}
+	return out
+}
+
+func dedup(in []netip.Prefix) []netip.Prefix {
+	seen := make(map[netip.Prefix]bool, len(in))
+	return slices.DeleteFunc(in, func(p netip.Prefix) bool {
+		if seen[p] {
+			return true
+		}
+		seen[p] = true
+		return false
+	})
+}

@@ -1,0 +1,196 @@
+// Package shield is terok-shield, the command line for people and scripts:
+// one file a verb.
+//
+// It decides what is to happen and says what did; the work on a container's
+// firewall is done by package firewall, in a process inside the container's
+// user namespace where that is needed. It must never import another applet.
+package shield
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/config"
+	"github.com/terok-ai/terok-box/applets/internal/podman"
+	"github.com/terok-ai/terok-box/applets/internal/policy"
+)
+
+const description = `A default-deny egress firewall for rootless Podman containers.
+
+  terok-shield setup                                 once: let Podman run the hook
+  terok-shield run demo -- IMAGE CMD                 start a container that reaches only its profiles
+  terok-shield allow demo 203.0.113.9                open one more address while it runs
+  terok-shield status demo                           up, down, disengaged, quarantine, offline or error
+
+Exit codes: 0 done, 1 not done (the firewall is as it was, or closed), 2 wrong command line.
+`
+
+// grammar is the command line; every field with cmd is a verb.
+type grammar struct {
+	StateDir string `name:"state-dir" placeholder:"DIR" help:"Where containers' state is kept (default: $$TEROK_SHIELD_STATE_DIR, then $$XDG_STATE_HOME/terok/shield)."`
+	Version  bool   `help:"Print versions and exit."`
+
+	Status           statusCmd      `cmd:"" help:"Show what state a container's shield is in; without a container, this installation."`
+	Prepare          prepareCmd     `cmd:"" help:"Write a container's state and print the flags for podman run."`
+	Run              runCmd         `cmd:"" help:"Start a shielded container: run C -- [PODMAN-FLAGS] IMAGE [CMD…]."`
+	Resolve          resolveCmd     `cmd:"" help:"Look the names of a container's profiles up again and apply the addresses."`
+	Allow            allowCmd       `cmd:"" help:"Let a container reach an address, CIDR or name, at once."`
+	Deny             denyCmd        `cmd:"" help:"Forbid a container an address, CIDR or name, at once; live connections are cut."`
+	Down             downCmd        `cmd:"" help:"Let a container reach everything but private and denied addresses."`
+	Up               upCmd          `cmd:"" help:"Let a container reach only what is allowed."`
+	Quarantine       quarantineCmd  `cmd:"" help:"Drop all of a container's traffic, running connections too."`
+	Rules            rulesCmd       `cmd:"" help:"Show the rules in a container's kernel tables."`
+	Logs             logsCmd        `cmd:"" help:"Show audit lines as JSON."`
+	Profiles         profilesCmd    `cmd:"" help:"List the allowlist profiles."`
+	Setup            setupCmd       `cmd:"" help:"Install the OCI hooks for this user."`
+	Uninstall        uninstallCmd   `cmd:"" help:"Remove what setup installed."`
+	CheckEnvironment environmentCmd `cmd:"" name:"check-environment" help:"Say what is missing on this host and how to mend it."`
+	Preview          previewCmd     `cmd:"" help:"Print the ruleset a container would get."`
+}
+
+// app is what every verb works with.
+type app struct {
+	env      *cmdenv.Env
+	ctx      context.Context
+	stateDir string   // --state-dir
+	tail     []string // what stands after "--"
+	hasTail  bool
+}
+
+// Run is terok-shield; args are without the program's name.
+func Run(ctx context.Context, env *cmdenv.Env, args []string) int {
+	return env.Fail("", run(ctx, env, args))
+}
+
+func run(ctx context.Context, env *cmdenv.Env, args []string) error {
+	a := &app{env: env, ctx: ctx}
+	if i := slices.Index(args, "--"); i >= 0 {
+		args, a.tail, a.hasTail = args[:i], args[i+1:], true
+	}
+	var g grammar
+	parser, err := kong.New(&g,
+		kong.Name("terok-shield"), kong.Description(description),
+		kong.Writers(env.Stdout, env.Stderr), kong.Exit(func(code int) { panic(helped(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ShortUsageOnError(),
+	)
+	if err != nil {
+		return fmt.Errorf("command line grammar: %w", err)
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	cmd, err := parse(parser, args)
+	switch {
+	case err != nil && slices.Contains(args, "--version") && g.Version:
+		return a.version()
+	case err != nil:
+		return cmdenv.Usagef("terok-shield: %w (see terok-shield --help)", err)
+	case cmd == nil:
+		return nil
+	case g.Version:
+		return a.version()
+	case a.hasTail && cmd.Selected().Name != "run":
+		return cmdenv.Usagef("terok-shield: only run takes arguments after --")
+	}
+	a.stateDir = g.StateDir
+	if err := cmd.Run(a); err != nil {
+		if x, ok := errors.AsType[*cmdenv.Exit](err); ok {
+			return x
+		}
+		return fmt.Errorf("Error: %w", err) //nolint:revive // the text scripts know
+	}
+	return nil
+}
+
+// helped is the panic that ends parsing after help was printed.
+type helped int
+
+func parse(parser *kong.Kong, args []string) (cmd *kong.Context, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(helped); !ok {
+				panic(r)
+			}
+			cmd, err = nil, nil
+		}
+	}()
+	return parser.Parse(args)
+}
+
+// container is a positional argument: a container's name or id.
+type container string
+
+// Validate refuses names that Podman would not have made.
+func (c container) Validate() error { return nil }
+
+func (c container) check() error { return policy.ContainerName(string(c)) }
+
+// printJSON prints one value on one line.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.env.Stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.env.Stdout, format, args...) }
+
+// warn says on stderr what did not stop the command.
+func (a *app) warn(text string) {
+	if text != "" {
+		fmt.Fprintf(a.env.Stderr, "Warning [shield]: %s\n", cmdenv.Printable(text))
+	}
+}
+
+// config reads config.yml; its warnings go to stderr.
+func (a *app) config() (config.Config, error) {
+	c, warnings, err := config.Load(a.env)
+	for _, w := range warnings {
+		fmt.Fprintln(a.env.Stderr, cmdenv.Printable(w))
+	}
+	if err != nil {
+		return c, &cmdenv.Exit{Code: cmdenv.ExitFailure, Err: err}
+	}
+	if c.StateRoot, err = config.StateRoot(a.env, a.stateDir); err != nil {
+		return c, err
+	}
+	return c, nil
+}
+
+func (a *app) podman() (*podman.Client, error) { return podman.Find(a.env) }
+
+// version prints what R1 scripts parse: three lines.
+func (a *app) version() error {
+	a.printf("terok-shield %s\n", cmdenv.Version())
+	ctx, cancel := context.WithTimeout(a.ctx, 5*time.Second)
+	defer cancel()
+	line := "podman not found"
+	if p, err := a.podman(); err == nil {
+		if v, err := p.Version(ctx); err == nil {
+			line = "podman " + v.String()
+		}
+	}
+	a.printf("%s\n", line)
+	if podman.LookPath(a.env, "nft") != "" {
+		a.printf("nft found\n")
+	} else {
+		a.printf("nft not found (nor needed)\n")
+	}
+	return nil
+}
+
+// lines is text ending in exactly one line feed, or nothing.
+func lines(w io.Writer, text string) {
+	if text = strings.TrimRight(text, "\n"); text != "" {
+		fmt.Fprintln(w, text)
+	}
+}

@@ -1,0 +1,176 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+)
+
+// Netlink attributes (struct nlattr): length including this header, type, in
+// the machine's byte order, then the value, padded to four bytes. Numbers in
+// nf_tables' values are big endian.
+const (
+	attrHeader = 4
+	attrNested = 1 << 15 // NLA_F_NESTED
+	attrType   = 1<<14 - 1
+)
+
+var errLong = errors.New("netlink attribute of more than 65535 bytes")
+
+// writer appends attributes to a message. The length of an attribute has 16
+// bits; err is set instead of letting it wrap.
+type writer struct {
+	b   []byte
+	err error
+}
+
+func (w *writer) header(typ uint16, size int) {
+	if attrHeader+size > math.MaxUint16 {
+		w.err = errLong
+	}
+	w.b = binary.NativeEndian.AppendUint16(w.b, uint16(attrHeader+size))
+	w.b = binary.NativeEndian.AppendUint16(w.b, typ)
+}
+
+func (w *writer) bytes(typ uint16, data []byte) {
+	w.header(typ, len(data))
+	w.b = append(w.b, data...)
+	w.pad()
+}
+
+func (w *writer) pad() {
+	for len(w.b)%4 != 0 {
+		w.b = append(w.b, 0)
+	}
+}
+
+func (w *writer) u32(typ uint16, v uint32) {
+	w.header(typ, 4)
+	w.b = binary.BigEndian.AppendUint32(w.b, v)
+}
+
+func (w *writer) u64(typ uint16, v uint64) {
+	w.header(typ, 8)
+	w.b = binary.BigEndian.AppendUint64(w.b, v)
+}
+
+// str appends a string with its terminating zero.
+func (w *writer) str(typ uint16, s string) {
+	w.header(typ, len(s)+1)
+	w.b = append(w.b, s...)
+	w.b = append(w.b, 0)
+	w.pad()
+}
+
+// nest appends an attribute that consists of what f appends.
+func (w *writer) nest(typ uint16, f func()) {
+	at := len(w.b)
+	w.header(typ|attrNested, 0)
+	f()
+	size := len(w.b) - at
+	if size > math.MaxUint16 {
+		w.err = errLong
+		return
+	}
+	binary.NativeEndian.PutUint16(w.b[at:], uint16(size))
+}
+
+// attributes calls f with each attribute's type, without flags, and value.
+func attributes(b []byte, f func(typ uint16, v []byte) error) error {
+	for len(b) > 0 {
+		if len(b) < attrHeader {
+			return fmt.Errorf("netlink attributes: %d bytes left over", len(b))
+		}
+		size := int(binary.NativeEndian.Uint16(b))
+		typ := binary.NativeEndian.Uint16(b[2:]) & attrType
+		if size < attrHeader || size > len(b) {
+			return fmt.Errorf("netlink attribute %d: %d bytes in the space of %d", typ, size, len(b))
+		}
+		if err := f(typ, b[attrHeader:size]); err != nil {
+			return err
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return nil
+}
+
+// fields are a message's or an expression's attributes by type. Those beyond
+// its size are in more.
+type fields struct {
+	v    [24][]byte
+	more bool // a type beyond v that is not all zero
+}
+
+func parseFields(b []byte) (f fields, err error) {
+	err = attributes(b, func(typ uint16, v []byte) error {
+		if v == nil {
+			v = []byte{}
+		}
+		if int(typ) >= len(f.v) {
+			f.more = f.more || !zero(v)
+			return nil
+		}
+		if f.v[typ] != nil {
+			return fmt.Errorf("netlink attribute %d twice", typ)
+		}
+		f.v[typ] = v
+		return nil
+	})
+	return f, err
+}
+
+func zero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *fields) has(typ uint16) bool { return f.v[typ] != nil }
+
+// only reports whether all attributes but the known ones are zero. A kernel
+// that learns a new attribute sends it with everything; zero means that the
+// new thing is not in use.
+func (f *fields) only(known ...uint16) bool {
+	for typ, v := range f.v {
+		if !zero(v) && !slices.Contains(known, uint16(typ)) {
+			return false
+		}
+	}
+	return !f.more
+}
+
+// u32 is a number; ok is false if it is missing or of another size.
+func (f *fields) u32(typ uint16) (v uint32, ok bool) {
+	if len(f.v[typ]) != 4 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(f.v[typ]), true
+}
+
+// is reports whether typ is a number of that value.
+func (f *fields) is(typ uint16, want uint32) bool {
+	v, ok := f.u32(typ)
+	return ok && v == want
+}
+
+// u64 is a number of 64 bits; ok is as of u32.
+func (f *fields) u64(typ uint16) (v uint64, ok bool) {
+	if len(f.v[typ]) != 8 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(f.v[typ]), true
+}
+
+// str is a string without its terminating zero, "" if missing.
+func (f *fields) str(typ uint16) string {
+	v := f.v[typ]
+	if n := len(v); n > 0 && v[n-1] == 0 {
+		v = v[:n-1]
+	}
+	return string(v)
+}

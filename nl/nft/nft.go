@@ -1,0 +1,337 @@
+// Package nft carries the table of nl/ruleset to the kernel and back, over
+// netlink. What it cannot read completely it does not call a table, and what
+// it has applied it has read back.
+//
+// It speaks nf_tables itself: google/nftables skips expressions that it does
+// not know, so that a rule looks wider or narrower than it is, lets lengths
+// wrap, and asks for more acknowledgements than fit a socket.
+//
+// It never runs a program, and must never import anything but the standard
+// library, x/sys and nl/ruleset.
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/terok-ai/terok-box/nl/ruleset"
+	"golang.org/x/sys/unix"
+)
+
+// ErrForeign says that there is a table of our name that is not of our
+// dialect. Apply replaces it.
+var ErrForeign = errors.New("the firewall's table has been changed by something else")
+
+// foreign is an ErrForeign that says what was met.
+func foreign(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrForeign, fmt.Sprintf(format, args...))
+}
+
+// Attempts before giving up, with somebody else changing the same ruleset.
+const (
+	listAttempts  = 8
+	applyAttempts = 3
+)
+
+// Conn is a connection to nf_tables of one network namespace. Its methods can
+// be called at the same time, and from any thread.
+type Conn struct {
+	mu sync.Mutex
+	s  *socket // nil: closed
+}
+
+var errClosed = errors.New("the connection to nf_tables is closed")
+
+// Dial connects to the network namespace of the calling thread, and stays
+// connected to it wherever it is used.
+func Dial() (*Conn, error) {
+	s, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{s: s}, nil
+}
+
+// Close disconnects. Closing twice is no error.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.s == nil {
+		return nil
+	}
+	err := unix.Close(c.s.fd)
+	c.s = nil
+	return err
+}
+
+// List is the table as it is now, with counters and remaining times, or nil if
+// there is none. A table that is not of the dialect is an ErrForeign. Chains,
+// rules and definitions of sets are of one moment, and so are the elements of
+// each set, unless it is one that a resolver fills faster than it can be read.
+func (c *Conn) List() (*ruleset.Table, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.s == nil {
+		return nil, errClosed
+	}
+	l, err := c.s.list()
+	return l.table, err
+}
+
+// Apply makes the kernel's table want, whatever it was before, and reads it
+// back. Everything changes at once, unless it is too much for one message to
+// the kernel: then step by step, so that nothing is ever open that is neither
+// open before nor after. Elements that expire and that want does not have stay
+// where they are. After an error the kernel enforces what it enforced before,
+// or less is open.
+func (c *Conn) Apply(want *ruleset.Table) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.s == nil {
+		return errClosed
+	}
+	want, err := normalized(want)
+	if err != nil {
+		return fmt.Errorf("apply the firewall: %w", err)
+	}
+	if err := c.s.apply(want); err != nil {
+		return fmt.Errorf("apply the firewall: %w", err)
+	}
+	return nil
+}
+
+// normalized is a copy of t in the form in which tables compare.
+func normalized(t *ruleset.Table) (*ruleset.Table, error) {
+	n := *t
+	n.Sets = slices.Clone(t.Sets)
+	for i := range n.Sets {
+		s := &n.Sets[i]
+		s.Elements = slices.Clone(s.Elements)
+		if err := check(s); err != nil {
+			return nil, err
+		}
+		if err := s.Normalize(); err != nil {
+			return nil, err
+		}
+	}
+	return &n, nil
+}
+
+func (s *socket) apply(want *ruleset.Table) error {
+	var last error
+	for attempt := 0; ; attempt++ {
+		have, err := s.list()
+		if err != nil && !errors.Is(err, ErrForeign) {
+			return errors.Join(last, err)
+		}
+		if have.odd {
+			have.table = nil
+		}
+		change := ruleset.Diff(have.table, want)
+		if change.Empty() {
+			return nil
+		}
+		if attempt == applyAttempts {
+			if last == nil {
+				last = fmt.Errorf("it is not what was applied, somebody else changes it at the same time: %s", change)
+			}
+			return last
+		}
+		p := planner{have: have.table, want: want, change: change, replace: have.exists}
+		if last = s.carryOut(&p); last != nil && !again(last) {
+			return last
+		}
+	}
+}
+
+// carryOut sends what p plans, in one batch if possible.
+func (s *socket) carryOut(p *planner) error {
+	whole, err := p.whole()
+	if err != nil {
+		return err
+	}
+	room := s.room(size(whole))
+	batches := [][]message{whole}
+	if size(whole) > room {
+		if batches, err = p.split(room); err != nil {
+			return err
+		}
+	}
+	for _, b := range batches {
+		if err := s.batch(b); err != nil {
+			return explain(err)
+		}
+	}
+	return nil
+}
+
+// again reports whether err comes from others changing the ruleset meanwhile,
+// or leaves open what happened: either way the next step is to look.
+func again(err error) bool {
+	for _, e := range []error{errLost, errChanged, unix.EEXIST, unix.ENOENT, unix.EBUSY, unix.EAGAIN, unix.EINTR, unix.ERESTART, unix.ENOBUFS} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// explain adds what an operator can do.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("CAP_NET_ADMIN in the user namespace that owns the network namespace is needed: %w", err)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("this kernel's nf_tables lacks something (inet family, log, reject, ct, limit and sets are needed): %w", err)
+	}
+	return err
+}
+
+// listing is what list found.
+type listing struct {
+	table  *ruleset.Table // nil: none, or a foreign one
+	exists bool           // there is one, foreign or not
+	odd    bool           // an interval set that cannot be changed element by element
+}
+
+func (s *socket) list() (listing, error) {
+	var l listing
+	var err error
+	for range listAttempts {
+		if l, err = s.listOnce(); !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	if err != nil {
+		l.table = nil
+		return l, fmt.Errorf("read the firewall: %w", err)
+	}
+	return l, nil
+}
+
+func (s *socket) listOnce() (l listing, err error) {
+	// Every answer carries the low bits of the ruleset's generation. With the
+	// table the first thing to be read and its chains the last, all is of one
+	// generation if these two are, even if there is nothing between them.
+	var generation uint16
+	var use uint32
+	request := writer{}
+	request.str(unix.NFTA_TABLE_NAME, ruleset.TableName)
+	err = s.get(&message{typ: unix.NFT_MSG_GETTABLE, body: request.b, about: "table"}, func(g uint16, f *fields) error {
+		l.exists, generation = true, g
+		use, err = decodeTable(f)
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return listing{}, nil
+	case err != nil:
+		return l, explain(err)
+	}
+	t := &ruleset.Table{}
+	rules := map[string][]ruleset.Rule{}
+	request = writer{}
+	request.str(unix.NFTA_RULE_TABLE, ruleset.TableName)
+	err = s.get(&message{typ: unix.NFT_MSG_GETRULE, flags: unix.NLM_F_DUMP, body: request.b, about: "rules"}, func(_ uint16, f *fields) error {
+		if f.str(unix.NFTA_RULE_TABLE) != ruleset.TableName { // kernels before 4.7 do not filter
+			return nil
+		}
+		r, err := decodeRuleMessage(f)
+		chain := f.str(unix.NFTA_RULE_CHAIN)
+		rules[chain] = append(rules[chain], r)
+		if err != nil {
+			err = fmt.Errorf("rule %d of chain %s: %w", len(rules[chain]), chain, err)
+		}
+		return err
+	})
+	if err != nil {
+		return l, err
+	}
+	request = writer{}
+	request.str(unix.NFTA_SET_TABLE, ruleset.TableName)
+	err = s.get(&message{typ: unix.NFT_MSG_GETSET, flags: unix.NLM_F_DUMP, body: request.b, about: "sets"}, func(_ uint16, f *fields) error {
+		if f.str(unix.NFTA_SET_TABLE) != ruleset.TableName {
+			return nil
+		}
+		set, err := decodeSet(f)
+		t.Sets = append(t.Sets, set)
+		return err
+	})
+	if err != nil {
+		return l, err
+	}
+	chains := map[string]*ruleset.Chain{ruleset.OutputHook: nil, ruleset.InputHook: nil}
+	count := 0
+	err = s.get(&message{typ: unix.NFT_MSG_GETCHAIN, flags: unix.NLM_F_DUMP, about: "chains"}, func(g uint16, f *fields) error {
+		if g != generation {
+			return errChanged
+		}
+		if f.str(unix.NFTA_CHAIN_TABLE) != ruleset.TableName {
+			return nil
+		}
+		name, c, err := decodeChain(f)
+		if err != nil {
+			return err
+		}
+		c.Rules = rules[name]
+		chains[name] = &c
+		count++
+		return nil
+	})
+	if err != nil {
+		return l, err
+	}
+	out, in := chains[ruleset.OutputHook], chains[ruleset.InputHook]
+	switch {
+	case out == nil || in == nil:
+		return l, foreign("it lacks a chain")
+	case int(use) != count+len(t.Sets):
+		return l, foreign("it has %d things besides chains and sets", int(use)-count-len(t.Sets))
+	}
+	t.Output, t.Input = *out, *in
+	for i := range t.Sets {
+		odd, err := s.listElements(&t.Sets[i])
+		if err != nil {
+			return l, err
+		}
+		l.odd = l.odd || odd
+	}
+	l.table = t
+	return l, nil
+}
+
+// listElements reads the elements of a set.
+func (s *socket) listElements(set *ruleset.Set) (odd bool, err error) {
+	request := writer{}
+	request.str(unix.NFTA_SET_ELEM_LIST_TABLE, ruleset.TableName)
+	request.str(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
+	m := message{typ: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, body: request.b, about: "elements of " + set.Name}
+	var bounds []bound
+	for range listAttempts {
+		bounds = bounds[:0]
+		err = s.get(&m, func(_ uint16, f *fields) error {
+			bounds, err = decodeElements(set, f.v[unix.NFTA_SET_ELEM_LIST_ELEMENTS], bounds)
+			return err
+		})
+		if !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return false, errChanged // the set is gone
+	}
+	// A set of single addresses that a resolver fills all the time is listed
+	// as it was found: Diff leaves it alone.
+	if err != nil && !(errors.Is(err, errChanged) && set.Expiring && !set.Interval) {
+		return false, err
+	}
+	if set.Elements, odd, err = join(set, bounds); err != nil {
+		return false, err
+	}
+	if err := set.Normalize(); err != nil {
+		return false, foreign("%v", err)
+	}
+	return odd, nil
+}

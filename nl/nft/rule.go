@@ -1,0 +1,624 @@
+package nft
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/terok-ai/terok-box/nl/ruleset"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// register is the one that every load goes to and every test reads.
+	register = unix.NFT_REG_1
+
+	ifNameSize = 16 // IFNAMSIZ
+
+	offsetDaddr4 = 16 // of the destination in an IPv4 header
+	offsetDaddr6 = 24 // and in an IPv6 header
+	offsetDPort  = 2  // of the destination port in a TCP or UDP header
+
+	protoICMPv6 = 58 // IPPROTO_ICMPV6
+	secondUnit  = 1  // NFTA_LIMIT_UNIT of "a second", in seconds
+)
+
+// encoder turns one rule into nf_tables expressions, the same ones as nft.
+// What a match depends on, the protocol of network or transport, is tested
+// once, before the first match that needs it.
+type encoder struct {
+	*writer
+	l3, l4 byte
+}
+
+var errContradiction = errors.New("matches of two protocols in one rule")
+
+// encodeRule appends NFTA_RULE_EXPRESSIONS.
+func (w *writer) encodeRule(r ruleset.Rule) error {
+	e := encoder{writer: w}
+	var err error
+	w.nest(unix.NFTA_RULE_EXPRESSIONS, func() {
+		for _, m := range r.Match {
+			if err == nil {
+				err = e.match(m)
+			}
+		}
+		if err == nil {
+			err = e.statements(r)
+		}
+	})
+	return err
+}
+
+// expr appends one expression with what f appends as its attributes.
+func (e *encoder) expr(name string, f func()) {
+	e.nest(unix.NFTA_LIST_ELEM, func() {
+		e.str(unix.NFTA_EXPR_NAME, name)
+		e.nest(unix.NFTA_EXPR_DATA, f)
+	})
+}
+
+func (e *encoder) match(m ruleset.Match) error {
+	switch m := m.(type) {
+	case ruleset.IIf:
+		return e.ifName(unix.NFT_META_IIFNAME, string(m))
+	case ruleset.OIf:
+		return e.ifName(unix.NFT_META_OIFNAME, string(m))
+	case ruleset.CT:
+		mask := binary.NativeEndian.AppendUint32(nil, uint32(m))
+		e.expr("ct", func() {
+			e.u32(unix.NFTA_CT_DREG, register)
+			e.u32(unix.NFTA_CT_KEY, unix.NFT_CT_STATE)
+		})
+		e.mask(mask)
+		e.cmp(unix.NFT_CMP_NEQ, make([]byte, len(mask)))
+	case ruleset.DPort:
+		if m.Proto != ruleset.TCP && m.Proto != ruleset.UDP {
+			return fmt.Errorf("a port of IP protocol %d cannot be matched", m.Proto)
+		}
+		e.transport(byte(m.Proto))
+		e.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, offsetDPort, 2)
+		e.cmp(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint16(nil, m.Port))
+	case ruleset.ICMPv6:
+		e.network(true)
+		e.transport(protoICMPv6)
+		e.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1)
+		e.cmp(unix.NFT_CMP_EQ, []byte{byte(m)})
+	case ruleset.Daddr:
+		p := netip.Prefix(m)
+		if !p.IsValid() || p != p.Masked() {
+			return fmt.Errorf("%s is not a prefix", p)
+		}
+		addr := p.Addr().AsSlice()
+		if p.Bits() > 0 && p.Bits()%8 == 0 {
+			n := p.Bits() / 8
+			e.daddr(p.Addr().Is6(), n)
+			e.cmp(unix.NFT_CMP_EQ, addr[:n])
+			return nil
+		}
+		e.daddr(p.Addr().Is6(), len(addr))
+		e.mask(maskOf(p.Bits(), len(addr)))
+		e.cmp(unix.NFT_CMP_EQ, addr)
+	case ruleset.DaddrIn:
+		e.daddr(m.V6, addrSize(m.V6))
+		e.expr("lookup", func() {
+			e.str(unix.NFTA_LOOKUP_SET, m.Set)
+			e.u32(unix.NFTA_LOOKUP_SREG, register)
+		})
+	default:
+		return fmt.Errorf("a match of type %T is not known", m)
+	}
+	return nil
+}
+
+func addrSize(v6 bool) int {
+	if v6 {
+		return 16
+	}
+	return 4
+}
+
+// maskOf is a netmask of that many bits in size bytes.
+func maskOf(bits, size int) []byte {
+	m := make([]byte, size)
+	for i := range bits {
+		m[i/8] |= 0x80 >> (i % 8)
+	}
+	return m
+}
+
+func (e *encoder) ifName(key uint32, name string) error {
+	if name == "" || len(name) >= ifNameSize {
+		return fmt.Errorf("%q is not the name of an interface", name)
+	}
+	e.meta(key)
+	padded := make([]byte, ifNameSize)
+	copy(padded, name)
+	e.cmp(unix.NFT_CMP_EQ, padded)
+	return nil
+}
+
+// network makes sure that the packet is of an address family.
+func (e *encoder) network(v6 bool) {
+	l3 := byte(unix.NFPROTO_IPV4)
+	if v6 {
+		l3 = unix.NFPROTO_IPV6
+	}
+	if e.l3 == l3 {
+		return
+	}
+	if e.l3 != 0 {
+		e.err = errContradiction
+	}
+	e.l3 = l3
+	e.meta(unix.NFT_META_NFPROTO)
+	e.cmp(unix.NFT_CMP_EQ, []byte{l3})
+}
+
+// transport makes sure that the packet is of an IP protocol.
+func (e *encoder) transport(l4 byte) {
+	if e.l4 == l4 {
+		return
+	}
+	if e.l4 != 0 {
+		e.err = errContradiction
+	}
+	e.l4 = l4
+	e.meta(unix.NFT_META_L4PROTO)
+	e.cmp(unix.NFT_CMP_EQ, []byte{l4})
+}
+
+// daddr loads the first n bytes of the destination.
+func (e *encoder) daddr(v6 bool, n int) {
+	e.network(v6)
+	offset := uint32(offsetDaddr4)
+	if v6 {
+		offset = offsetDaddr6
+	}
+	e.payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, uint32(n))
+}
+
+func (e *encoder) meta(key uint32) {
+	e.expr("meta", func() {
+		e.u32(unix.NFTA_META_DREG, register)
+		e.u32(unix.NFTA_META_KEY, key)
+	})
+}
+
+func (e *encoder) payload(base, offset, size uint32) {
+	e.expr("payload", func() {
+		e.u32(unix.NFTA_PAYLOAD_DREG, register)
+		e.u32(unix.NFTA_PAYLOAD_BASE, base)
+		e.u32(unix.NFTA_PAYLOAD_OFFSET, offset)
+		e.u32(unix.NFTA_PAYLOAD_LEN, size)
+	})
+}
+
+func (e *encoder) data(typ uint16, v []byte) {
+	e.nest(typ, func() { e.bytes(unix.NFTA_DATA_VALUE, v) })
+}
+
+func (e *encoder) cmp(op uint32, v []byte) {
+	e.expr("cmp", func() {
+		e.u32(unix.NFTA_CMP_SREG, register)
+		e.u32(unix.NFTA_CMP_OP, op)
+		e.data(unix.NFTA_CMP_DATA, v)
+	})
+}
+
+func (e *encoder) mask(v []byte) {
+	e.expr("bitwise", func() {
+		e.u32(unix.NFTA_BITWISE_SREG, register)
+		e.u32(unix.NFTA_BITWISE_DREG, register)
+		e.u32(unix.NFTA_BITWISE_LEN, uint32(len(v)))
+		e.data(unix.NFTA_BITWISE_MASK, v)
+		e.data(unix.NFTA_BITWISE_XOR, make([]byte, len(v)))
+	})
+}
+
+func (e *encoder) statements(r ruleset.Rule) error {
+	if r.Limit != (ruleset.Limit{}) {
+		e.expr("limit", func() {
+			e.u64(unix.NFTA_LIMIT_RATE, r.Limit.Rate)
+			e.u64(unix.NFTA_LIMIT_UNIT, secondUnit)
+			e.u32(unix.NFTA_LIMIT_BURST, r.Limit.Burst)
+			e.u32(unix.NFTA_LIMIT_TYPE, unix.NFT_LIMIT_PKTS)
+			var flags uint32
+			if r.Limit.Over {
+				flags = unix.NFT_LIMIT_F_INV
+			}
+			e.u32(unix.NFTA_LIMIT_FLAGS, flags)
+		})
+	}
+	if r.Log != "" {
+		e.expr("log", func() {
+			e.bytes(unix.NFTA_LOG_GROUP, binary.BigEndian.AppendUint16(nil, ruleset.Group))
+			e.str(unix.NFTA_LOG_PREFIX, string(r.Log))
+		})
+	}
+	if r.Counted {
+		e.expr("counter", func() {
+			e.u64(unix.NFTA_COUNTER_BYTES, 0)
+			e.u64(unix.NFTA_COUNTER_PACKETS, 0)
+		})
+	}
+	switch r.Verdict {
+	case ruleset.Continue:
+	case ruleset.Accept, ruleset.Drop:
+		e.expr("immediate", func() {
+			e.u32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
+			e.nest(unix.NFTA_IMMEDIATE_DATA, func() {
+				e.nest(unix.NFTA_DATA_VERDICT, func() { e.u32(unix.NFTA_VERDICT_CODE, verdictCode(r.Verdict)) })
+			})
+		})
+	case ruleset.Reject:
+		e.expr("reject", func() {
+			e.u32(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_ICMPX_UNREACH)
+			e.bytes(unix.NFTA_REJECT_ICMP_CODE, []byte{unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED})
+		})
+	default:
+		return fmt.Errorf("verdict %d is not known", r.Verdict)
+	}
+	return nil
+}
+
+// Verdicts of netfilter, also as policies (linux/netfilter.h).
+const (
+	nfDrop   = 0
+	nfAccept = 1
+)
+
+func verdictCode(v ruleset.Verdict) uint32 {
+	if v == ruleset.Accept {
+		return nfAccept
+	}
+	return nfDrop
+}
+
+func verdictOf(code uint32) (ruleset.Verdict, bool) {
+	switch code {
+	case nfAccept:
+		return ruleset.Accept, true
+	case nfDrop:
+		return ruleset.Drop, true
+	}
+	return 0, false
+}
+
+// expression is one of a rule's, as the kernel lists it.
+type expression struct {
+	name string
+	fields
+}
+
+// decoder turns expressions back into a rule. It knows the expressions that
+// encoder and nft make for the dialect, and nothing else.
+type decoder struct {
+	left       []expression
+	l3, l4     byte
+	use3, use4 bool // a match needed them
+}
+
+// decodeRule reads the value of NFTA_RULE_EXPRESSIONS.
+func decodeRule(b []byte) (r ruleset.Rule, err error) {
+	var d decoder
+	err = attributes(b, func(typ uint16, v []byte) error {
+		outer, err := parseFields(v)
+		if err != nil {
+			return err
+		}
+		e := expression{name: outer.str(unix.NFTA_EXPR_NAME)}
+		if typ != unix.NFTA_LIST_ELEM || !outer.only(unix.NFTA_EXPR_NAME, unix.NFTA_EXPR_DATA) {
+			return foreign("an expression %q of unknown form", e.name)
+		}
+		e.fields, err = parseFields(outer.v[unix.NFTA_EXPR_DATA])
+		d.left = append(d.left, e)
+		return err
+	})
+	if err != nil {
+		return r, err
+	}
+	for len(d.left) > 0 {
+		m, more, err := d.match()
+		if err != nil {
+			return r, err
+		}
+		if m != nil {
+			r.Match = append(r.Match, m)
+		}
+		if !more {
+			break
+		}
+	}
+	if d.l3 != 0 && !d.use3 || d.l4 != 0 && !d.use4 {
+		return r, foreign("a match of a protocol alone")
+	}
+	return r, d.statements(&r)
+}
+
+// next takes the next expression if it has that name.
+func (d *decoder) next(name string) (*expression, bool) {
+	if len(d.left) == 0 || d.left[0].name != name {
+		return nil, false
+	}
+	e := &d.left[0]
+	d.left = d.left[1:]
+	return e, true
+}
+
+// match takes the next match, or a test of the protocol that later ones depend
+// on, which is none itself. more is false where the statements begin.
+func (d *decoder) match() (m ruleset.Match, more bool, err error) {
+	if e, ok := d.next("meta"); ok {
+		m, err = d.meta(e)
+		return m, true, err
+	}
+	if e, ok := d.next("payload"); ok {
+		m, err = d.payload(e)
+		return m, true, err
+	}
+	if e, ok := d.next("ct"); ok {
+		m, err = d.ct(e)
+		return m, true, err
+	}
+	return nil, false, nil
+}
+
+func (d *decoder) meta(e *expression) (ruleset.Match, error) {
+	key, ok := e.u32(unix.NFTA_META_KEY)
+	reg, ok2 := e.u32(unix.NFTA_META_DREG)
+	if !ok || !ok2 || !e.only(unix.NFTA_META_KEY, unix.NFTA_META_DREG) {
+		return nil, foreign("a meta expression of unknown form")
+	}
+	v, err := d.cmp(reg, unix.NFT_CMP_EQ)
+	if err != nil {
+		return nil, err
+	}
+	switch key {
+	case unix.NFT_META_IIFNAME, unix.NFT_META_OIFNAME:
+		name, rest, _ := bytes.Cut(v, []byte{0})
+		if len(v) != ifNameSize || len(name) == 0 || len(name) == ifNameSize || !zero(rest) {
+			return nil, foreign("an incomplete interface name %q", v)
+		}
+		if key == unix.NFT_META_IIFNAME {
+			return ruleset.IIf(name), nil
+		}
+		return ruleset.OIf(name), nil
+	case unix.NFT_META_NFPROTO:
+		if len(v) == 1 && d.l3 == 0 && (v[0] == unix.NFPROTO_IPV4 || v[0] == unix.NFPROTO_IPV6) {
+			d.l3 = v[0]
+			return nil, nil
+		}
+	case unix.NFT_META_L4PROTO:
+		if len(v) == 1 && d.l4 == 0 && v[0] != 0 {
+			d.l4 = v[0]
+			return nil, nil
+		}
+	}
+	return nil, foreign("a match of packet information %d", key)
+}
+
+// cmp takes the comparison of a register.
+func (d *decoder) cmp(reg, op uint32) ([]byte, error) {
+	e, ok := d.next("cmp")
+	if !ok || !e.is(unix.NFTA_CMP_SREG, reg) || !e.is(unix.NFTA_CMP_OP, op) ||
+		!e.only(unix.NFTA_CMP_SREG, unix.NFTA_CMP_OP, unix.NFTA_CMP_DATA) {
+		return nil, foreign("a comparison of unknown form")
+	}
+	return value(e.v[unix.NFTA_CMP_DATA])
+}
+
+// value reads a nested NFTA_DATA_VALUE.
+func value(b []byte) ([]byte, error) {
+	f, err := parseFields(b)
+	if err != nil {
+		return nil, err
+	}
+	if !f.has(unix.NFTA_DATA_VALUE) || !f.only(unix.NFTA_DATA_VALUE) {
+		return nil, foreign("data of unknown form")
+	}
+	return f.v[unix.NFTA_DATA_VALUE], nil
+}
+
+// mask takes a bitwise and of the register with a mask of n bytes.
+func (d *decoder) mask(reg uint32, n int) ([]byte, error) {
+	e, ok := d.next("bitwise")
+	if !ok || !e.is(unix.NFTA_BITWISE_SREG, reg) || !e.is(unix.NFTA_BITWISE_DREG, reg) ||
+		!e.is(unix.NFTA_BITWISE_LEN, uint32(n)) ||
+		!e.only(unix.NFTA_BITWISE_SREG, unix.NFTA_BITWISE_DREG, unix.NFTA_BITWISE_LEN,
+			unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR) {
+		return nil, foreign("a mask of unknown form")
+	}
+	xor, err := value(e.v[unix.NFTA_BITWISE_XOR])
+	if err != nil {
+		return nil, err
+	}
+	mask, err := value(e.v[unix.NFTA_BITWISE_MASK])
+	if err != nil {
+		return nil, err
+	}
+	if len(mask) != n || !zero(xor) {
+		return nil, foreign("a mask of unknown form")
+	}
+	return mask, nil
+}
+
+func (d *decoder) ct(e *expression) (ruleset.Match, error) {
+	const known = ruleset.CTInvalid | ruleset.CTEstablished | ruleset.CTRelated | ruleset.CTNew
+	reg, ok := e.u32(unix.NFTA_CT_DREG)
+	if !ok || !e.is(unix.NFTA_CT_KEY, unix.NFT_CT_STATE) || !e.only(unix.NFTA_CT_DREG, unix.NFTA_CT_KEY) {
+		return nil, foreign("a connection tracking expression of unknown form")
+	}
+	mask, err := d.mask(reg, 4)
+	if err != nil {
+		return nil, err
+	}
+	v, err := d.cmp(reg, unix.NFT_CMP_NEQ)
+	if err != nil {
+		return nil, err
+	}
+	state := binary.NativeEndian.Uint32(mask)
+	if len(v) != 4 || !zero(v) || state == 0 || state&^uint32(known) != 0 {
+		return nil, foreign("a match of connection states %#x", state)
+	}
+	return ruleset.CT(state), nil
+}
+
+func (d *decoder) payload(e *expression) (ruleset.Match, error) {
+	reg, ok := e.u32(unix.NFTA_PAYLOAD_DREG)
+	base, ok2 := e.u32(unix.NFTA_PAYLOAD_BASE)
+	offset, ok3 := e.u32(unix.NFTA_PAYLOAD_OFFSET)
+	size, ok4 := e.u32(unix.NFTA_PAYLOAD_LEN)
+	if !ok || !ok2 || !ok3 || !ok4 || !e.only(unix.NFTA_PAYLOAD_DREG, unix.NFTA_PAYLOAD_BASE,
+		unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN) {
+		return nil, foreign("a payload expression of unknown form")
+	}
+	switch {
+	case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == offsetDPort && size == 2 &&
+		(d.l4 == byte(ruleset.TCP) || d.l4 == byte(ruleset.UDP)):
+		v, err := d.cmp(reg, unix.NFT_CMP_EQ)
+		if err != nil {
+			return nil, err
+		}
+		if len(v) != 2 {
+			return nil, foreign("a match of a port of %d bytes", len(v))
+		}
+		d.use4 = true
+		return ruleset.DPort{Proto: ruleset.Proto(d.l4), Port: binary.BigEndian.Uint16(v)}, nil
+	case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == 0 && size == 1 &&
+		d.l4 == protoICMPv6 && d.l3 == unix.NFPROTO_IPV6:
+		v, err := d.cmp(reg, unix.NFT_CMP_EQ)
+		if err != nil {
+			return nil, err
+		}
+		if len(v) != 1 {
+			return nil, foreign("a match of an ICMPv6 type of %d bytes", len(v))
+		}
+		d.use3, d.use4 = true, true
+		return ruleset.ICMPv6(v[0]), nil
+	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == offsetDaddr4 && d.l3 == unix.NFPROTO_IPV4,
+		base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == offsetDaddr6 && d.l3 == unix.NFPROTO_IPV6:
+		d.use3 = true
+		return d.daddr(reg, int(size))
+	}
+	return nil, foreign("a match of %d bytes at %d of header %d", size, offset, base)
+}
+
+// daddr takes what tests the first n bytes of the destination.
+func (d *decoder) daddr(reg uint32, n int) (ruleset.Match, error) {
+	v6 := d.l3 == unix.NFPROTO_IPV6
+	size := addrSize(v6)
+	if n < 1 || n > size {
+		return nil, foreign("a match of %d bytes of an address", n)
+	}
+	if e, ok := d.next("lookup"); ok {
+		if n != size || !e.is(unix.NFTA_LOOKUP_SREG, reg) || !e.has(unix.NFTA_LOOKUP_SET) ||
+			!e.only(unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_SET) {
+			return nil, foreign("a set lookup of unknown form")
+		}
+		return ruleset.DaddrIn{Set: e.str(unix.NFTA_LOOKUP_SET), V6: v6}, nil
+	}
+	bits := 8 * n
+	if len(d.left) > 0 && d.left[0].name == "bitwise" {
+		mask, err := d.mask(reg, n)
+		if err != nil {
+			return nil, err
+		}
+		bits = 0
+		for bits < 8*n && mask[bits/8]&(0x80>>(bits%8)) != 0 {
+			bits++
+		}
+		if !bytes.Equal(mask, maskOf(bits, n)) {
+			return nil, foreign("an address mask with holes")
+		}
+	}
+	v, err := d.cmp(reg, unix.NFT_CMP_EQ)
+	if err != nil {
+		return nil, err
+	}
+	if len(v) != n {
+		return nil, foreign("%d bytes of an address compared with %d", n, len(v))
+	}
+	full := make([]byte, size)
+	copy(full, v)
+	addr, _ := netip.AddrFromSlice(full)
+	p := netip.PrefixFrom(addr, bits)
+	if p != p.Masked() {
+		return nil, foreign("an address %s that its mask cannot leave", p)
+	}
+	return ruleset.Daddr(p), nil
+}
+
+func (d *decoder) statements(r *ruleset.Rule) error {
+	if e, ok := d.next("limit"); ok {
+		rate, ok := e.u64(unix.NFTA_LIMIT_RATE)
+		unit, ok2 := e.u64(unix.NFTA_LIMIT_UNIT)
+		burst, ok3 := e.u32(unix.NFTA_LIMIT_BURST)
+		flags, ok4 := e.u32(unix.NFTA_LIMIT_FLAGS)
+		if !ok || !ok2 || !ok3 || !ok4 || unit != secondUnit || flags&^unix.NFT_LIMIT_F_INV != 0 || rate == 0 ||
+			!e.only(unix.NFTA_LIMIT_RATE, unix.NFTA_LIMIT_UNIT, unix.NFTA_LIMIT_BURST, unix.NFTA_LIMIT_FLAGS) {
+			return foreign("a limit of unknown form")
+		}
+		r.Limit = ruleset.Limit{Over: flags != 0, Rate: rate, Burst: burst}
+	}
+	if e, ok := d.next("log"); ok {
+		group := e.v[unix.NFTA_LOG_GROUP]
+		if len(group) != 2 || binary.BigEndian.Uint16(group) != ruleset.Group || e.str(unix.NFTA_LOG_PREFIX) == "" ||
+			!e.only(unix.NFTA_LOG_GROUP, unix.NFTA_LOG_PREFIX) {
+			return foreign("a log statement of unknown form")
+		}
+		r.Log = ruleset.Prefix(e.str(unix.NFTA_LOG_PREFIX))
+	}
+	if e, ok := d.next("counter"); ok {
+		packets, ok := e.u64(unix.NFTA_COUNTER_PACKETS)
+		bytes, ok2 := e.u64(unix.NFTA_COUNTER_BYTES)
+		if !ok || !ok2 || !e.only(unix.NFTA_COUNTER_PACKETS, unix.NFTA_COUNTER_BYTES) {
+			return foreign("a counter of unknown form")
+		}
+		r.Counted, r.Packets, r.Bytes = true, packets, bytes
+	}
+	if e, ok := d.next("immediate"); ok {
+		v, err := immediate(e)
+		if err != nil {
+			return err
+		}
+		r.Verdict = v
+	} else if e, ok := d.next("reject"); ok {
+		code := e.v[unix.NFTA_REJECT_ICMP_CODE]
+		if !e.is(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_ICMPX_UNREACH) || len(code) != 1 ||
+			code[0] != unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED || !e.only(unix.NFTA_REJECT_TYPE, unix.NFTA_REJECT_ICMP_CODE) {
+			return foreign("a reject of unknown form")
+		}
+		r.Verdict = ruleset.Reject
+	}
+	if len(d.left) > 0 {
+		return foreign("an expression %q where none is known", d.left[0].name)
+	}
+	return nil
+}
+
+func immediate(e *expression) (ruleset.Verdict, error) {
+	bad := foreign("a verdict of unknown form")
+	if !e.is(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT) || !e.only(unix.NFTA_IMMEDIATE_DREG, unix.NFTA_IMMEDIATE_DATA) {
+		return 0, bad
+	}
+	data, err := parseFields(e.v[unix.NFTA_IMMEDIATE_DATA])
+	if err != nil || !data.only(unix.NFTA_DATA_VERDICT) {
+		return 0, bad
+	}
+	verdict, err := parseFields(data.v[unix.NFTA_DATA_VERDICT])
+	if err != nil || !verdict.only(unix.NFTA_VERDICT_CODE) {
+		return 0, bad
+	}
+	code, ok := verdict.u32(unix.NFTA_VERDICT_CODE)
+	if !ok {
+		return 0, bad
+	}
+	v, ok := verdictOf(code)
+	if !ok {
+		return 0, bad
+	}
+	return v, nil
+}

@@ -1,0 +1,265 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/terok-ai/terok-box/nl/netns"
+	"github.com/terok-ai/terok-box/nl/nft"
+	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/bundle"
+)
+
+const (
+	runs    = 30
+	holdArg = "--hold"
+	build   = "build"
+)
+
+// held is a process that does nothing but hold a network namespace open, as a
+// container that was created and not started.
+type held struct {
+	pid int
+	end func()
+}
+
+func hold() (held, error) {
+	cmd := exec.Command("/proc/self/exe", holdArg)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return held{}, err
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return held{}, fmt.Errorf("make a network namespace: %w", err)
+	}
+	return held{cmd.Process.Pid, func() { stdin.Close(); cmd.Wait() }}, nil
+}
+
+// prepared is a bundle with n allowed hosts, far apart from each other.
+type prepared struct {
+	dir, text string
+	params    ruleset.Params
+}
+
+func prepare(dir string, n int) (prepared, error) {
+	p := prepared{dir: filepath.Join(dir, fmt.Sprintf("hosts-%d", n))}
+	p.params.DNS = netip.MustParseAddr("169.254.1.1")
+	for i := range n {
+		a := netip.AddrFrom4([4]byte{byte(11 + i>>15), byte(i >> 7), byte(i << 1), 1})
+		p.params.Allow = append(p.params.Allow, netip.PrefixFrom(a, 32))
+	}
+	t, err := ruleset.Build(ruleset.Up, p.params)
+	if err != nil {
+		return p, err
+	}
+	p.text = t.String()
+	b, err := bundle.Create(p.dir)
+	if err != nil {
+		return p, err
+	}
+	defer b.Close()
+	for _, err := range []error{
+		b.SetRuleset(p.text), b.SetUpstreamDNS(p.params.DNS), b.SetLoopbackPorts(nil), b.SetTier(bundle.Static),
+		b.SetProfileAllowed(p.params.Allow),
+	} {
+		if err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+func (p prepared) state(pid int) ([]byte, error) {
+	return json.Marshal(map[string]any{
+		"ociVersion": "1.0.2", "id": strings.Repeat("ab", 32), "pid": pid, "status": "created",
+		"annotations": map[string]string{
+			"terok.shield.profiles": "bench", "terok.shield.name": "bench",
+			"terok.shield.state_dir": p.dir, "terok.shield.version": fmt.Sprint(bundle.Version),
+		},
+	})
+}
+
+// timed runs a command from exec to exit.
+func timed(stdin []byte, argv ...string) (time.Duration, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	start := time.Now()
+	err := cmd.Run()
+	d := time.Since(start)
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %.300s", strings.Join(argv, " "), err, out.String())
+	}
+	return d, err
+}
+
+// times are the medians of alternating runs of the hook, of nft, of a static
+// hello world and of the same commit inside this process.
+type times struct{ hook, nft, hello, commit time.Duration }
+
+func measure(n int) (times, error) {
+	dir, err := os.MkdirTemp("", "terok-bench-")
+	if err != nil {
+		return times{}, err
+	}
+	defer os.RemoveAll(dir)
+	p, err := prepare(dir, n)
+	if err != nil {
+		return times{}, err
+	}
+	hello, err := buildHello(dir)
+	if err != nil {
+		return times{}, err
+	}
+	var got [4][]time.Duration
+	for range runs {
+		for i, run := range []func(held) (time.Duration, error){
+			func(h held) (time.Duration, error) {
+				st, err := p.state(h.pid)
+				if err != nil {
+					return 0, err
+				}
+				return timed(st, filepath.Join(build, "nft-hook"), "createRuntime")
+			},
+			func(h held) (time.Duration, error) {
+				return timed([]byte(p.text), "nsenter", "-t", fmt.Sprint(h.pid), "-n", "nft", "-f", "-")
+			},
+			func(held) (time.Duration, error) { return timed(nil, hello) },
+			func(h held) (time.Duration, error) { return commit(h, p.params) },
+		} {
+			h, err := hold()
+			if err != nil {
+				return times{}, err
+			}
+			d, err := run(h)
+			h.end()
+			if err != nil {
+				return times{}, err
+			}
+			got[i] = append(got[i], d)
+		}
+	}
+	return times{median(got[0]), median(got[1]), median(got[2]), median(got[3])}, nil
+}
+
+// commit is what a hook cannot do without: connect, build, commit.
+func commit(h held, params ruleset.Params) (time.Duration, error) {
+	ns, err := netns.Open(h.pid)
+	if err != nil {
+		return 0, err
+	}
+	defer ns.Close()
+	var d time.Duration
+	err = ns.Do(func() error {
+		start := time.Now()
+		t, err := ruleset.Build(ruleset.Up, params)
+		if err != nil {
+			return err
+		}
+		conn, err := nft.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		err = conn.Apply(t)
+		d = time.Since(start)
+		return err
+	})
+	return d, err
+}
+
+func buildHello(dir string) (string, error) {
+	src, bin := filepath.Join(dir, "hello.go"), filepath.Join(dir, "hello")
+	if err := os.WriteFile(src, []byte("package main\n\nimport \"os\"\n\nfunc main() { os.Stdout.WriteString(\"hello\\n\") }\n"), 0o600); err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, src)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build hello world: %w: %s", err, out)
+	}
+	return bin, nil
+}
+
+func benchHook() ([]row, error) {
+	t, err := measure(100)
+	if err != nil {
+		return nil, err
+	}
+	return []row{
+		faster("nft-hook, 100 addresses, exec to exit", t.hook, "nsenter -n nft -f -", t.nft, 1),
+		within("nft-hook, 100 addresses, exec to exit", t.hook, "static hello world + in-process commit", t.hello+t.commit, 1.6),
+	}, nil
+}
+
+func benchAddresses() ([]row, error) {
+	t, err := measure(10_000)
+	if err != nil {
+		return nil, err
+	}
+	return []row{
+		within("nft-hook, 10,000 addresses, exec to exit", t.hook, "nsenter -n nft -f - of the same text", t.nft, 1),
+	}, nil
+}
+
+// benchAllow compares the whole command on a running container with what the
+// operator would type without it, both from inside the user namespace.
+func benchAllow() ([]row, error) {
+	dir, err := os.MkdirTemp("", "terok-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	p, err := prepare(filepath.Join(dir, "containers"), 100)
+	if err != nil {
+		return nil, err
+	}
+	h, err := hold()
+	if err != nil {
+		return nil, err
+	}
+	defer h.end()
+	st, err := p.state(h.pid)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := timed(st, filepath.Join(build, "nft-hook"), "createRuntime"); err != nil {
+		return nil, err
+	}
+	var ours, theirs []time.Duration
+	for i := range runs {
+		d, err := timed(nil, filepath.Join(build, "terok-shield"), "--state-dir", dir, "allow", filepath.Base(p.dir), fmt.Sprintf("198.51.100.%d", i+1))
+		if err != nil {
+			return nil, err
+		}
+		ours = append(ours, d)
+		d, err = timed(nil, "nsenter", "-t", fmt.Sprint(h.pid), "-n", "nft", "add", "element", "inet", "terok_shield", "allow_v4", fmt.Sprintf("{ 203.0.113.%d }", i+1))
+		if err != nil {
+			return nil, err
+		}
+		theirs = append(theirs, d)
+	}
+	return []row{faster("terok-shield allow, whole command", median(ours), "nsenter -n nft add element", median(theirs), 0.5)}, nil
+}
+
+func benchSize() ([]row, error) {
+	st, err := os.Stat(filepath.Join(build, "terok-box"))
+	if err != nil {
+		return nil, err
+	}
+	const goal = 10e6
+	r := row{Name: "stripped binary", Unit: "MB", Ours: float64(st.Size()) / 1e6, Against: "goal", Other: goal / 1e6, Goal: "≤ 10 MB"}
+	r.Ratio = r.Other / r.Ours
+	r.Met = r.Ratio >= 1
+	return []row{r}, nil
+}

@@ -1,0 +1,83 @@
+# allow and deny on containers that run.
+# shellcheck shell=bash disable=SC2016,SC2034,SC2154,SC2317
+
+test_deny_wins_over_allow() {
+  shield setup
+  profile p 203.0.113.0/24 2001:db8:113::/64
+  sleeper c p
+  expect_passes c tcp 203.0.113.31
+  expect_passes c tcp 2001:db8:113::31
+  shield deny c 203.0.113.31
+  shield deny c 2001:db8:113::31
+  expect_blocked c tcp 203.0.113.31
+  expect_blocked c udp 203.0.113.31
+  expect_blocked c icmp 203.0.113.31
+  expect_blocked c tcp 2001:db8:113::31
+  expect_passes c tcp 203.0.113.32
+  shield down c
+  expect_blocked c tcp 203.0.113.31
+  expect_passes c tcp 203.0.113.32
+  shield down c --all
+  expect_blocked c tcp 203.0.113.31
+  shield up c
+  expect_blocked c tcp 203.0.113.31
+}
+
+test_deny_takes_back_an_allow() {
+  shield setup
+  profile p 203.0.113.20
+  sleeper c p
+  equal "allow says" "$(shield allow c 203.0.113.31)" "Allowed 203.0.113.31 -> 203.0.113.31 for c"
+  expect_passes c tcp 203.0.113.31
+  equal "deny says" "$(shield deny c 203.0.113.31)" "Denied 203.0.113.31 (203.0.113.31) for c"
+  expect_blocked c tcp 203.0.113.31
+  shield allow c 203.0.113.31
+  expect_passes c tcp 203.0.113.31
+}
+
+test_deny_cuts_a_live_tcp_flow() {
+  shield setup
+  profile p 203.0.113.20 203.0.113.21
+  launch c p "$image" sh -c "$(dialogue 203.0.113.20)"
+  launch other p "$image" sh -c "$(dialogue 203.0.113.21)"
+  growing "$tmp/c.out" || die "the dialogue does not run"
+  growing "$tmp/other.out" || die "the other dialogue does not run"
+  shield deny c 203.0.113.20
+  within 5 standing "$tmp/c.out" || die "the dialogue goes on after deny"
+  growing "$tmp/other.out" || die "deny stopped another container"
+  expect_blocked c tcp 203.0.113.20
+}
+
+test_one_containers_verdicts_leave_others_alone() {
+  shield setup
+  profile p 203.0.113.20
+  sleeper a p
+  sleeper b p
+  shield allow a 203.0.113.41
+  expect_passes a tcp 203.0.113.41
+  expect_blocked b tcp 203.0.113.41
+  shield deny a 203.0.113.20
+  expect_blocked a tcp 203.0.113.20
+  expect_passes b tcp 203.0.113.20
+  shield down a
+  state a down
+  state b up
+  expect_blocked b tcp 203.0.113.42
+  shield quarantine b
+  expect_passes a tcp 203.0.113.42
+}
+
+test_bad_targets_change_nothing() {
+  shield setup
+  profile p 203.0.113.20
+  sleeper c p
+  local before target
+  before=$(shield rules c)
+  for target in 203.0.113.300 203.0.113.021 fe80::1%tap0 '203.0.113.0/33' '-1' '' '0.0.0.0/0 ' 'no such' nonexistent.test; do
+    fails shield allow c "$target"
+    fails shield deny c "$target"
+  done
+  equal "rules after bad targets" "$(shield rules c | sed 's/packets [0-9]* bytes [0-9]*//')" "${before//packets+([0-9]) bytes+([0-9])/}"
+  expect_blocked c tcp 203.0.113.21
+  expect_passes c tcp 203.0.113.20
+}

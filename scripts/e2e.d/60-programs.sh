@@ -1,0 +1,96 @@
+# Which programs are executed: Podman's and ours, nothing else.
+# shellcheck shell=bash disable=SC2016,SC2034,SC2154,SC2317
+
+# Podman's own tree. The workload is /bb/busybox, a path that only the image has.
+podmans='^(/usr)?/s?bin/(podman|conmon|crun|runc|slirp4netns|pasta|pasta\.avx2|passt|passt\.avx2|newuidmap|newgidmap|fuse-overlayfs|catatonit)$'
+podmans+='|^/usr/lib(exec)?/podman/(netavark|aardvark-dns|rootlessport|catatonit|conmon)$'
+podmans+='|^/proc/(self|thread-self|[0-9]+)/(exe|fd/[0-9]+)$|^/bb/busybox$'
+
+traced() { # FILE CMD...: as user, with every execve written to FILE; set-user-id programs keep working because root traces
+  local out=$1 uid
+  shift
+  uid=$(user id -u)
+  root strace -f -qq -u op -e trace=execve,execveat -e signal=none -s 400 -o "$out" \
+    env -i -C "$user_home" HOME="$user_home" USER=op XDG_RUNTIME_DIR="/run/user/$uid" \
+    PATH="$E2E_LAB/bin:/usr/local/bin:/usr/bin:/bin" "$@"
+}
+executed() { # FILE...: the programs that were started, without env itself
+  root cat "$@" | grep -vE '= -1 E' | sed -nE 's/^[0-9]+ +execve\("([^"]*)".*/\1/p; s/^[0-9]+ +execveat\([^,]*, "([^"]*)".*/\1/p' |
+    grep -vx '/usr/bin/env' | sort | uniq -c
+}
+
+test_only_podman_and_ourselves_are_executed() {
+  shield setup
+  profile p 203.0.113.20 allowed.test
+  podman info >/dev/null # its pause process is not started under the trace
+  traced "$tmp/run.trace" terok-shield run c --profiles p -- "$image" /bb/busybox sleep 600 >"$tmp/c.out" 2>"$tmp/c.err" &
+  within 60 started c $! || die "container c did not come up"
+  local verb n=0
+  for verb in 'allow c 203.0.113.21' 'deny c 203.0.113.21' 'allow c other.test' 'down c' 'down c --all' 'quarantine c' 'up c' \
+    'status c' 'status' 'rules c' 'resolve c --force' 'logs' 'profiles' 'preview' 'check-environment' 'prepare d' '--version'; do
+    n=$((n + 1))
+    # shellcheck disable=SC2086
+    traced "$tmp/$n.trace" terok-shield $verb >/dev/null || die "terok-shield $verb failed"
+  done
+  expect_blocked c tcp 203.0.113.22
+  expect_passes c tcp 203.0.113.20
+  traced "$tmp/stop.trace" podman stop --time 0 c
+  traced "$tmp/start.trace" podman start c & # ends with the container
+  within 60 running c || die "container c did not start again"
+  state c up
+  podman rm -f --time 0 c
+  wait
+  traced "$tmp/setup.trace" terok-shield setup
+  traced "$tmp/uninstall.trace" terok-shield uninstall
+
+  local all program foreign=()
+  all=$(executed "$tmp"/*.trace)
+  note "$all"
+  contains "programs of run" "$(executed "$tmp/run.trace")" /usr/bin/conmon
+  contains "programs of run" "$(executed "$tmp/run.trace")" "$E2E_LAB/bin/"
+  contains "programs of start" "$(executed "$tmp/start.trace")" /usr/bin/crun
+  while read -r _ program; do
+    case $program in
+      "$E2E_LAB"/bin/* | "$data"/*) ;;
+      *) [[ $program =~ $podmans ]] || foreign+=("$program") ;;
+    esac
+  done <<<"$all"
+  equal "foreign programs" "${foreign[*]}" ""
+  # The hook is ours and was run: at run, at the restart.
+  local hook
+  hook=$(grep -cE 'execve\("[^"]*", \["(nft-hook|terok-shield-hook)", "createRuntime"\]' "$tmp/run.trace" || true)
+  equal "hooks at run" "$hook" 1
+  hook=$(grep -cE 'execve\("[^"]*", \["(nft-hook|terok-shield-hook)", "createRuntime"\]' "$tmp/start.trace" || true)
+  equal "hooks at restart" "$hook" 1
+}
+
+test_works_where_no_helper_program_is_installed() {
+  local program path hidden=()
+  : >"$E2E_LAB/share/absent"
+  chmod 644 "$E2E_LAB/share/absent"
+  for program in nft nsenter dig dnsmasq ip python3 perl iptables; do
+    for path in /usr/bin /usr/sbin; do
+      if root test -e "$path/$program"; then
+        root mount --bind "$E2E_LAB/share/absent" "$(root readlink -f "$path/$program")"
+        hidden+=("$(root readlink -f "$path/$program")")
+      fi
+    done
+  done
+  ((${#hidden[@]} >= 4)) || die "nothing to hide"
+  fails user nsenter --version
+  shield setup
+  profile p 203.0.113.20 allowed.test
+  sleeper c p
+  expect_visible() { equal "tcp $1" "$(probe c tcp "$1")" "$2"; }
+  expect_visible 203.0.113.20 yes
+  expect_visible 203.0.113.10 yes
+  expect_visible 203.0.113.21 no
+  shield allow c 203.0.113.21
+  expect_visible 203.0.113.21 yes
+  shield deny c 203.0.113.21
+  expect_visible 203.0.113.21 no
+  state c up
+}
+teardown() {
+  root sh -c 'grep -F terok-lab/share/absent /proc/self/mountinfo | cut -d" " -f5 | while read -r p; do umount "$p"; done'
+}
