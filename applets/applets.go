@@ -5,7 +5,6 @@
 package applets
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,7 +27,7 @@ type applet struct {
 	private bool // started by ourselves only: not listed, no symlink
 	alias   []string
 	about   string
-	run     func(ctx context.Context, env *cmdenv.Env, args []string) int
+	run     func(env *cmdenv.Env, args []string) int
 }
 
 // table lists every program in the order people see.
@@ -45,8 +44,8 @@ func table() []applet {
 }
 
 // absent stands for a program of the six names that this build does not have.
-func absent(name string) func(context.Context, *cmdenv.Env, []string) int {
-	return func(_ context.Context, env *cmdenv.Env, _ []string) int {
+func absent(name string) func(*cmdenv.Env, []string) int {
+	return func(env *cmdenv.Env, _ []string) int {
 		fmt.Fprintf(env.Stderr, "%s: not in this build\n", name)
 		return cmdenv.ExitUnavailable
 	}
@@ -58,15 +57,12 @@ func Main(argv []string) int {
 	if len(argv) == 0 {
 		argv = []string{Name}
 	}
-	env := cmdenv.OS()
-	ctx, stop := cmdenv.Context()
-	defer stop()
-	return dispatch(ctx, env, filepath.Base(argv[0]), argv[1:])
+	return dispatch(cmdenv.OS(), filepath.Base(argv[0]), argv[1:])
 }
 
-func dispatch(ctx context.Context, env *cmdenv.Env, name string, args []string) int {
+func dispatch(env *cmdenv.Env, name string, args []string) int {
 	if a, ok := find(name); ok && !a.private {
-		return a.run(ctx, env, args)
+		return a.run(env, args)
 	}
 	if len(args) == 0 {
 		fmt.Fprint(env.Stdout, usage())
@@ -93,7 +89,7 @@ func dispatch(ctx context.Context, env *cmdenv.Env, name string, args []string) 
 		return env.Fail(Name+": ", install(args[1]))
 	}
 	if a, ok := find(args[0]); ok {
-		return a.run(ctx, env, args[1:])
+		return a.run(env, args[1:])
 	}
 	return env.Fail(Name+": ", cmdenv.Usagef("no program %q in here; see %s --list", args[0], Name))
 }

@@ -28,8 +28,10 @@ the container's network namespace; any doubt ends in exit code 1, and the
 runtime then refuses to start the container. poststop cleans up.
 `
 
-// Run is the hook. args[0] is the stage, createRuntime by default.
-func Run(ctx context.Context, env *cmdenv.Env, args []string) int {
+// Run is the hook. args[0] is the stage, createRuntime by default. It moves
+// its thread into the container's network namespace and leaves it there: the
+// caller must be locked to it and end soon. Signals have their default effect.
+func Run(env *cmdenv.Env, args []string) int {
 	stage := "createRuntime"
 	if len(args) > 0 {
 		stage = args[0]
@@ -38,7 +40,7 @@ func Run(ctx context.Context, env *cmdenv.Env, args []string) int {
 		fmt.Fprint(env.Stdout, usage)
 		return cmdenv.ExitOK
 	}
-	return env.Fail("terok-shield hook: ", hook(ctx, env, stage))
+	return env.Fail("terok-shield hook: ", hook(context.Background(), env, stage))
 }
 
 func hook(ctx context.Context, env *cmdenv.Env, stage string) (err error) {
@@ -98,7 +100,15 @@ func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
 	if err := firewall.NotHost(ns); err != nil {
 		return err
 	}
-	f, err := firewall.Open(ctx, b, ns)
+	unlock, err := b.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := ns.Enter(); err != nil {
+		return err
+	}
+	f, err := firewall.Here(b)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,9 @@ import (
 const InsideName = "shield-inside"
 
 // RunInside is that program.
-func RunInside(ctx context.Context, env *cmdenv.Env, _ []string) int {
+func RunInside(env *cmdenv.Env, _ []string) int {
+	ctx, stop := cmdenv.Context()
+	defer stop()
 	var req control.Request
 	if err := control.Read(env.Stdin, &req); err != nil {
 		return env.Fail(InsideName+": ", err)

@@ -67,7 +67,9 @@ type app struct {
 }
 
 // Run is terok-shield; args are without the program's name.
-func Run(ctx context.Context, env *cmdenv.Env, args []string) int {
+func Run(env *cmdenv.Env, args []string) int {
+	ctx, stop := cmdenv.Context()
+	defer stop()
 	return env.Fail("", run(ctx, env, args))
 }
 
@@ -155,9 +157,10 @@ func (a *app) warn(text string) {
 func (a *app) config() (config.Config, error) {
 	c, warnings, err := config.Load(a.env)
 	for _, w := range warnings {
-		fmt.Fprintln(a.env.Stderr, cmdenv.Printable(w))
+		a.warn(w)
 	}
 	if err != nil {
+		err = fmt.Errorf("Error [shield]: %w", err) //nolint:revive // the text scripts know
 		return c, &cmdenv.Exit{Code: cmdenv.ExitFailure, Err: err}
 	}
 	if c.StateRoot, err = config.StateRoot(a.env, a.stateDir); err != nil {

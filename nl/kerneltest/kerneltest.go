@@ -28,7 +28,7 @@ import (
 // network namespace as uid 0, with lo up, and exits. Called by root or by an
 // ordinary user it makes the namespaces and runs this binary again inside; in
 // such a namespace already, as by unshare -Urn, it runs the tests at once.
-func Main(m *testing.M) {
+func Main(m interface{ Run() int }) {
 	inside, err := fresh()
 	switch {
 	case err != nil:
@@ -99,11 +99,18 @@ func again() int {
 	return 0
 }
 
-// probe asks nf_tables for its generation (NFT_MSG_GETGEN).
+// probe finds out whether there is nf_tables.
 func probe() error {
+	_, err := nftGeneration()
+	return err
+}
+
+// nftGeneration asks nf_tables for its generation (NFT_MSG_GETGEN), which is
+// the first attribute of the answer.
+func nftGeneration() (uint32, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return fmt.Errorf("reach netfilter: %w", err)
+		return 0, fmt.Errorf("reach netfilter: %w", err)
 	}
 	defer unix.Close(fd)
 	order := binary.NativeEndian
@@ -112,18 +119,22 @@ func probe() error {
 	order.PutUint16(msg[4:], unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN)
 	order.PutUint16(msg[6:], unix.NLM_F_REQUEST)
 	if err := unix.Sendto(fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("ask nf_tables: %w", err)
+		return 0, fmt.Errorf("ask nf_tables: %w", err)
 	}
 	reply := make([]byte, 4096)
 	n, _, err := unix.Recvfrom(fd, reply, unix.MSG_DONTWAIT)
 	if err != nil {
-		return fmt.Errorf("hear from nf_tables: %w", err)
+		return 0, fmt.Errorf("hear from nf_tables: %w", err)
 	}
 	if n >= unix.SizeofNlMsghdr+4 && order.Uint16(reply[4:]) == unix.NLMSG_ERROR {
 		errno := -int32(order.Uint32(reply[unix.SizeofNlMsghdr:]))
-		return fmt.Errorf("this kernel has no nf_tables: %w", unix.Errno(errno))
+		return 0, fmt.Errorf("this kernel has no nf_tables: %w", unix.Errno(errno))
 	}
-	return nil
+	const generation = unix.SizeofNlMsghdr + 4 + unix.SizeofRtAttr
+	if n < generation+4 {
+		return 0, fmt.Errorf("nf_tables answers with %d bytes", n)
+	}
+	return binary.BigEndian.Uint32(reply[generation:]), nil
 }
 
 // NewNS is a further network namespace, empty but for lo, which is up. It ends
@@ -267,4 +278,17 @@ func DialTCP(ns *netns.NS, to netip.AddrPort, timeout time.Duration) error {
 		}
 		return c.Close()
 	})
+}
+
+// Generation is a number that every transaction of nf_tables in a namespace
+// raises by one.
+func Generation(t testing.TB, ns *netns.NS) (generation uint32) {
+	t.Helper()
+	if err := ns.Do(func() (err error) {
+		generation, err = nftGeneration()
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return generation
 }

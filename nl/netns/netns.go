@@ -91,7 +91,7 @@ func id(f *os.File) (ID, error) {
 // there. A panic in f goes on in the caller, with f's stack in its text.
 func (n *NS) Do(f func() error) error {
 	if err := onThread(func() error {
-		if err := n.enter(); err != nil {
+		if err := n.Enter(); err != nil {
 			return err
 		}
 		return f()
@@ -101,8 +101,10 @@ func (n *NS) Do(f func() error) error {
 	return nil
 }
 
-// enter moves the calling thread.
-func (n *NS) enter() error {
+// Enter moves the calling thread, to which the caller's goroutine must be
+// locked for good. It is for programs that have nothing else to do; others use
+// Do.
+func (n *NS) Enter() error {
 	own, err := Current()
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -289,8 +290,8 @@ func verdictOf(code uint32) (ruleset.Verdict, bool) {
 
 // expression is one of a rule's, as the kernel lists it.
 type expression struct {
-	name string
-	fields
+	name []byte // with the terminating zero
+	data []byte
 }
 
 // decoder turns expressions back into a rule. It knows the expressions that
@@ -299,74 +300,85 @@ type decoder struct {
 	left       []expression
 	l3, l4     byte
 	use3, use4 bool // a match needed them
+	err        error
 }
 
 // decodeRule reads the value of NFTA_RULE_EXPRESSIONS.
 func decodeRule(b []byte) (r ruleset.Rule, err error) {
-	var d decoder
+	d := decoder{left: make([]expression, 0, 16)}
 	err = attributes(b, func(typ uint16, v []byte) error {
 		outer, err := parseFields(v)
 		if err != nil {
 			return err
 		}
-		e := expression{name: outer.str(unix.NFTA_EXPR_NAME)}
+		e := expression{outer.v[unix.NFTA_EXPR_NAME], outer.v[unix.NFTA_EXPR_DATA]}
 		if typ != unix.NFTA_LIST_ELEM || !outer.only(unix.NFTA_EXPR_NAME, unix.NFTA_EXPR_DATA) {
 			return foreign("an expression %q of unknown form", e.name)
 		}
-		e.fields, err = parseFields(outer.v[unix.NFTA_EXPR_DATA])
 		d.left = append(d.left, e)
-		return err
+		return nil
 	})
 	if err != nil {
 		return r, err
 	}
-	for len(d.left) > 0 {
-		m, more, err := d.match()
-		if err != nil {
+	for more := true; more; {
+		var m ruleset.Match
+		if m, more, err = d.match(); err != nil {
 			return r, err
 		}
 		if m != nil {
 			r.Match = append(r.Match, m)
 		}
-		if !more {
-			break
-		}
 	}
 	if d.l3 != 0 && !d.use3 || d.l4 != 0 && !d.use4 {
 		return r, foreign("a match of a protocol alone")
 	}
-	return r, d.statements(&r)
+	err = d.statements(&r)
+	return r, cmp.Or(d.err, err)
 }
 
-// next takes the next expression if it has that name.
-func (d *decoder) next(name string) (*expression, bool) {
-	if len(d.left) == 0 || d.left[0].name != name {
-		return nil, false
+// is reports whether the next expression has that name.
+func (d *decoder) is(name string) bool {
+	if len(d.left) == 0 {
+		return false
 	}
-	e := &d.left[0]
+	n := d.left[0].name
+	return len(n) == len(name)+1 && string(n[:len(name)]) == name && n[len(name)] == 0
+}
+
+// next takes the next expression if it has that name. One that cannot be read
+// has no attributes, which none of the known ones can do without.
+func (d *decoder) next(name string) (f fields, ok bool) {
+	if !d.is(name) {
+		return f, false
+	}
+	f, err := parseFields(d.left[0].data)
+	if err != nil {
+		d.err, f = err, fields{}
+	}
 	d.left = d.left[1:]
-	return e, true
+	return f, true
 }
 
 // match takes the next match, or a test of the protocol that later ones depend
 // on, which is none itself. more is false where the statements begin.
 func (d *decoder) match() (m ruleset.Match, more bool, err error) {
 	if e, ok := d.next("meta"); ok {
-		m, err = d.meta(e)
+		m, err = d.meta(&e)
 		return m, true, err
 	}
 	if e, ok := d.next("payload"); ok {
-		m, err = d.payload(e)
+		m, err = d.payload(&e)
 		return m, true, err
 	}
 	if e, ok := d.next("ct"); ok {
-		m, err = d.ct(e)
+		m, err = d.ct(&e)
 		return m, true, err
 	}
 	return nil, false, nil
 }
 
-func (d *decoder) meta(e *expression) (ruleset.Match, error) {
+func (d *decoder) meta(e *fields) (ruleset.Match, error) {
 	key, ok := e.u32(unix.NFTA_META_KEY)
 	reg, ok2 := e.u32(unix.NFTA_META_DREG)
 	if !ok || !ok2 || !e.only(unix.NFTA_META_KEY, unix.NFTA_META_DREG) {
@@ -445,7 +457,7 @@ func (d *decoder) mask(reg uint32, n int) ([]byte, error) {
 	return mask, nil
 }
 
-func (d *decoder) ct(e *expression) (ruleset.Match, error) {
+func (d *decoder) ct(e *fields) (ruleset.Match, error) {
 	const known = ruleset.CTInvalid | ruleset.CTEstablished | ruleset.CTRelated | ruleset.CTNew
 	reg, ok := e.u32(unix.NFTA_CT_DREG)
 	if !ok || !e.is(unix.NFTA_CT_KEY, unix.NFT_CT_STATE) || !e.only(unix.NFTA_CT_DREG, unix.NFTA_CT_KEY) {
@@ -466,7 +478,7 @@ func (d *decoder) ct(e *expression) (ruleset.Match, error) {
 	return ruleset.CT(state), nil
 }
 
-func (d *decoder) payload(e *expression) (ruleset.Match, error) {
+func (d *decoder) payload(e *fields) (ruleset.Match, error) {
 	reg, ok := e.u32(unix.NFTA_PAYLOAD_DREG)
 	base, ok2 := e.u32(unix.NFTA_PAYLOAD_BASE)
 	offset, ok3 := e.u32(unix.NFTA_PAYLOAD_OFFSET)
@@ -521,7 +533,7 @@ func (d *decoder) daddr(reg uint32, n int) (ruleset.Match, error) {
 		return ruleset.DaddrIn{Set: e.str(unix.NFTA_LOOKUP_SET), V6: v6}, nil
 	}
 	bits := 8 * n
-	if len(d.left) > 0 && d.left[0].name == "bitwise" {
+	if d.is("bitwise") {
 		mask, err := d.mask(reg, n)
 		if err != nil {
 			return nil, err
@@ -580,7 +592,7 @@ func (d *decoder) statements(r *ruleset.Rule) error {
 		r.Counted, r.Packets, r.Bytes = true, packets, bytes
 	}
 	if e, ok := d.next("immediate"); ok {
-		v, err := immediate(e)
+		v, err := immediate(&e)
 		if err != nil {
 			return err
 		}
@@ -599,26 +611,20 @@ func (d *decoder) statements(r *ruleset.Rule) error {
 	return nil
 }
 
-func immediate(e *expression) (ruleset.Verdict, error) {
-	bad := foreign("a verdict of unknown form")
-	if !e.is(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT) || !e.only(unix.NFTA_IMMEDIATE_DREG, unix.NFTA_IMMEDIATE_DATA) {
-		return 0, bad
-	}
+func immediate(e *fields) (ruleset.Verdict, error) {
 	data, err := parseFields(e.v[unix.NFTA_IMMEDIATE_DATA])
-	if err != nil || !data.only(unix.NFTA_DATA_VERDICT) {
-		return 0, bad
+	if err != nil {
+		return 0, err
 	}
 	verdict, err := parseFields(data.v[unix.NFTA_DATA_VERDICT])
-	if err != nil || !verdict.only(unix.NFTA_VERDICT_CODE) {
-		return 0, bad
+	if err != nil {
+		return 0, err
 	}
 	code, ok := verdict.u32(unix.NFTA_VERDICT_CODE)
-	if !ok {
-		return 0, bad
-	}
-	v, ok := verdictOf(code)
-	if !ok {
-		return 0, bad
+	v, known := verdictOf(code)
+	if !ok || !known || !verdict.only(unix.NFTA_VERDICT_CODE) || !data.only(unix.NFTA_DATA_VERDICT) ||
+		!e.is(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT) || !e.only(unix.NFTA_IMMEDIATE_DREG, unix.NFTA_IMMEDIATE_DATA) {
+		return 0, foreign("a verdict of unknown form")
 	}
 	return v, nil
 }

@@ -30,6 +30,10 @@ const (
 // NFTNL_UDATA_SET_KEYBYTEORDER, length, BYTEORDER_BIG_ENDIAN.
 var keyByteOrder = binary.NativeEndian.AppendUint32([]byte{0, 4}, 2)
 
+// openInterval is the userdata with which nft marks an interval up to the last
+// address: NFTNL_UDATA_SET_ELEM_FLAGS, length, SET_ELEM_F_INTERVAL_OPEN.
+var openInterval = binary.NativeEndian.AppendUint32([]byte{1, 4}, 1)
+
 // milliseconds is a duration as the kernel counts them, which is never 0:
 // that would be for ever.
 func milliseconds(d time.Duration) uint64 { return uint64(max(d.Milliseconds(), 1)) }
@@ -128,8 +132,12 @@ func (w *writer) encodeElements(s *ruleset.Set, elements []ruleset.Element, remo
 	w.str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
 	w.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
 		for _, e := range elements {
+			end := e.To.Next() // invalid after the last address
 			w.nest(unix.NFTA_LIST_ELEM, func() {
 				w.key(e.From)
+				if s.Interval && !end.IsValid() {
+					w.bytes(unix.NFTA_SET_ELEM_USERDATA, openInterval)
+				}
 				switch {
 				case remove || !s.Expiring || e.Timeout == 0:
 				case e.Timeout < 0:
@@ -138,7 +146,7 @@ func (w *writer) encodeElements(s *ruleset.Set, elements []ruleset.Element, remo
 					w.u64(unix.NFTA_SET_ELEM_TIMEOUT, milliseconds(e.Timeout))
 				}
 			})
-			if end := e.To.Next(); s.Interval && end.IsValid() { // else up to the last address
+			if s.Interval && end.IsValid() {
 				w.nest(unix.NFTA_LIST_ELEM, func() {
 					w.u32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
 					w.key(end)

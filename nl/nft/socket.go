@@ -43,7 +43,8 @@ func (m *message) size() int { return batchMessage + (len(m.body)+3)&^3 }
 type socket struct {
 	fd     int
 	seq    uint32
-	sndbuf int // bytes of one batch, less some overhead
+	sndbuf int  // bytes of one batch, less some overhead
+	fixed  bool // sndbuf is as large as it gets
 	buf    []byte
 }
 
@@ -74,7 +75,7 @@ func dial() (*socket, error) {
 // at least want.
 func (s *socket) room(want int) int {
 	const overhead = 2*batchMessage + sendOverhead
-	if want+overhead > s.sndbuf {
+	if want+overhead > s.sndbuf && !s.fixed {
 		// The first needs privileges on the host, the second is capped by
 		// net.core.wmem_max. Whatever they achieve, the size is read back.
 		if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, want+overhead) != nil {

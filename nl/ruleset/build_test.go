@@ -275,12 +275,12 @@ func TestBuildLargest(t *testing.T) {
 	}
 }
 
-// largest is n prefixes of the longest text.
+// largest is n prefixes that do not overlap, of the longest text.
 func largest(n int, v6 bool) (p Params) {
 	for i := range n {
-		a := netip.AddrFrom4([4]byte{211, byte(100 + i>>16), byte(i >> 8), byte(i)})
+		a := netip.AddrFrom4([4]byte{211, byte(100 + i>>15), byte(i >> 7), byte(i << 1)})
 		if v6 {
-			a = netip.AddrFrom16([16]byte{0x2a, 1, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, byte(i >> 8), byte(i), 0x11 + byte(i>>16), 0x80})
+			a = netip.AddrFrom16([16]byte{0x2a, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, byte(i >> 8), byte(i), 0x11, 0x80})
 		}
 		p.Allow = append(p.Allow, netip.PrefixFrom(a, a.BitLen()-i%2))
 	}

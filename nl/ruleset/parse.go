@@ -563,38 +563,32 @@ func (p *parser) hook(c *Chain, name string) error {
 	return p.advance()
 }
 
+// stages are the words a statement begins with, in the one order in which they
+// follow each other; only of matches there may be several.
+var stages = map[string]int{
+	"iifname": 1, "oifname": 1, "ct": 1, "tcp": 1, "udp": 1, "ip": 1, "ip6": 1, "icmpv6": 1,
+	"limit":   2,
+	"log":     3,
+	"counter": 4,
+	"accept":  5, "drop": 5, "reject": 5,
+}
+
 // rule is one line of a chain.
-func (p *parser) rule() (Rule, error) {
-	var r Rule
-	// Statements come in one order only; last is the stage reached.
-	const (
-		stageMatch = iota
-		stageLimit
-		stageLog
-		stageCounter
-		stageVerdict
-	)
-	last := stageMatch
+func (p *parser) rule() (r Rule, err error) {
+	last := 1
 	for p.tok.kind != tokNewline && p.tok.kind != tokSemicolon && p.tok.kind != tokClose && p.tok.kind != tokEOF {
 		t, err := p.take(tokWord, "a statement")
 		if err != nil {
 			return r, err
 		}
-		stage := stageMatch
-		switch t.text {
-		case "limit":
-			stage = stageLimit
-		case "log":
-			stage = stageLog
-		case "counter":
-			stage = stageCounter
-		case "accept", "drop", "reject":
-			stage = stageVerdict
+		switch stage := stages[t.text]; {
+		case stage == 0:
+			return r, syntaxError(t.line, "unknown statement %.40q", t.text)
+		case stage < last, stage == last && stage > 1:
+			return r, syntaxError(t.line, "%q cannot follow what stands before it", t.text)
+		default:
+			last = stage
 		}
-		if stage < last || stage == last && stage != stageMatch {
-			return r, syntaxError(t.line, "%.40q cannot follow what stands before it", t.text)
-		}
-		last = stage
 		switch t.text {
 		case "limit":
 			r.Limit, err = p.limit()
@@ -636,6 +630,7 @@ func sameField(a, b Match) bool {
 	return field(a) == field(b)
 }
 
+// match is what follows the word t.
 func (p *parser) match(t token) (Match, error) {
 	switch t.text {
 	case "iifname", "oifname":
@@ -672,7 +667,7 @@ func (p *parser) match(t token) (Match, error) {
 		return DPort{proto, uint16(port)}, err
 	case "ip", "ip6":
 		return p.daddr(t)
-	case "icmpv6":
+	default: // icmpv6
 		if err := p.words("type"); err != nil {
 			return nil, err
 		}
@@ -684,7 +679,6 @@ func (p *parser) match(t token) (Match, error) {
 		typ, err := p.number(8)
 		return ICMPv6(typ), err
 	}
-	return nil, syntaxError(t.line, "unknown statement %.40q", t.text)
 }
 
 func (p *parser) ctState() (Match, error) {

@@ -72,6 +72,9 @@ func typeName(v6 bool) string {
 	return "ipv4_addr"
 }
 
+// String is the element as in a listing.
+func (e Element) String() string { return string(e.print(nil, true)) }
+
 func (e Element) print(b []byte, state bool) []byte {
 	b = e.append(b)
 	switch {

@@ -98,7 +98,7 @@ func (v *verifier) elements() {
 // ours rebuilds the table from what its rules say and compares.
 func (v *verifier) ours() State {
 	s := Up
-	if v.table.Output.Policy != Drop {
+	if !v.meansUp() {
 		s = Disengaged
 		if slices.ContainsFunc(privateRanges, func(p netip.Prefix) bool { return v.refused(Daddr(p)) >= 0 }) {
 			s = Down
@@ -145,6 +145,20 @@ func (v *verifier) ours() State {
 		}
 	}
 	return s
+}
+
+// meansUp guesses from two of three signs, so that the findings name the third.
+func (v *verifier) meansUp() bool {
+	logs := func(p Prefix) bool {
+		return slices.ContainsFunc(v.rules, func(r Rule) bool { return r.Log == p })
+	}
+	signs := 0
+	for _, sign := range []bool{v.table.Output.Policy == Drop, logs(LogBlocked), !logs(LogBypass)} {
+		if sign {
+			signs++
+		}
+	}
+	return signs >= 2
 }
 
 // exactly compares with the table as it should be. Elements are not compared.

@@ -73,8 +73,15 @@ test_loopback_port_of_host_only_when_configured() {
   shield down open --all
   equal "port 8098 when everything is open" "$(host_port open 8098)" yes
 }
-serve() { # PORT: an echo on the machine's loopback that ends by itself
-  root timeout 60 "$E2E_LAB/share/busybox" nc -ll -s 127.0.0.1 -p "$1" -e "$E2E_LAB/share/busybox" cat &
+serve() { # PORT: an echo on the machine, until the test ends
+  root sh -c 'echo $$ >"$1/served.$2"; shift 2; exec "$@"' sh "$tmp" "$1" \
+    "$E2E_LAB/share/busybox" nc -ll -p "$1" -e "$E2E_LAB/share/busybox" cat &
+}
+teardown() {
+  local file
+  for file in "$tmp"/served.*; do
+    if [[ -e $file ]]; then root kill "$(cat "$file")"; fi
+  done
 }
 host_port() { # CONTAINER PORT
   podman exec "$1" sh -c "if echo marco | timeout 4 nc -w 3 host.containers.internal $2 2>/dev/null | grep -q marco; then echo yes; else echo no; fi"

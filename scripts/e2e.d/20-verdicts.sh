@@ -48,6 +48,16 @@ test_deny_cuts_a_live_tcp_flow() {
   expect_blocked c tcp 203.0.113.20
 }
 
+# Nothing but acknowledgements leaves the container here: a filter on the way out alone lets it go on.
+test_deny_cuts_a_live_download() {
+  shield setup
+  profile p 203.0.113.20
+  launch c p "$image" sh -c "$(download 203.0.113.20)"
+  growing "$tmp/c.out" || die "the download does not run"
+  shield deny c 203.0.113.20
+  within 5 standing "$tmp/c.out" || die "the download goes on after deny"
+}
+
 test_one_containers_verdicts_leave_others_alone() {
   shield setup
   profile p 203.0.113.20
@@ -67,17 +77,20 @@ test_one_containers_verdicts_leave_others_alone() {
   expect_passes a tcp 203.0.113.42
 }
 
+rules() { # CONTAINER: without what was counted
+  shield rules "$1" | sed -E 's/packets [0-9]+ bytes [0-9]+//'
+}
 test_bad_targets_change_nothing() {
   shield setup
   profile p 203.0.113.20
   sleeper c p
   local before target
-  before=$(shield rules c)
-  for target in 203.0.113.300 203.0.113.021 fe80::1%tap0 '203.0.113.0/33' '-1' '' '0.0.0.0/0 ' 'no such' nonexistent.test; do
+  before=$(rules c)
+  for target in 203.0.113.300 203.0.113.021 fe80::1%tap0 '203.0.113.0/33' '-1' '' http://203.0.113.21/ '203.0.113.21 203.0.113.22' 'no such' nonexistent.test; do
     fails shield allow c "$target"
     fails shield deny c "$target"
   done
-  equal "rules after bad targets" "$(shield rules c | sed 's/packets [0-9]* bytes [0-9]*//')" "${before//packets+([0-9]) bytes+([0-9])/}"
+  equal "rules after bad targets" "$(rules c)" "$before"
   expect_blocked c tcp 203.0.113.21
   expect_passes c tcp 203.0.113.20
 }

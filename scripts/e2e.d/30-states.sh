@@ -3,7 +3,7 @@
 
 test_states_under_a_running_transfer() {
   shield setup
-  profile p 203.0.113.20
+  profile p 203.0.113.20 203.0.113.23
   launch c p "$image" sh -c "$(download 203.0.113.20)"
   growing "$tmp/c.out" || die "the transfer does not run"
   state c up
@@ -26,18 +26,18 @@ test_states_under_a_running_transfer() {
   growing "$tmp/c.out" || die "up stopped the transfer"
   expect_blocked c tcp 203.0.113.22
   expect_blocked c tcp 10.99.0.10
-  expect_passes c tcp 203.0.113.20
+  expect_passes c tcp 203.0.113.23
 
   equal "quarantine says" "$(shield quarantine c)" "Shield QUARANTINED for c — all traffic dropped"
   state c quarantine
   within 5 standing "$tmp/c.out" || die "the transfer goes on in quarantine"
-  expect_blocked c tcp 203.0.113.20
-  expect_blocked c udp 203.0.113.20
-  expect_blocked c icmp 203.0.113.20
+  expect_blocked c tcp 203.0.113.23
+  expect_blocked c udp 203.0.113.23
+  expect_blocked c icmp 203.0.113.23
 
   shield up c
   state c up
-  expect_passes c tcp 203.0.113.20
+  expect_passes c tcp 203.0.113.23
   expect_blocked c tcp 203.0.113.22
 }
 

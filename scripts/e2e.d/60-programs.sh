@@ -1,22 +1,18 @@
 # Which programs are executed: Podman's and ours, nothing else.
 # shellcheck shell=bash disable=SC2016,SC2034,SC2154,SC2317
 
-# Podman's own tree. The workload is /bb/busybox, a path that only the image has.
-podmans='^(/usr)?/s?bin/(podman|conmon|crun|runc|slirp4netns|pasta|pasta\.avx2|passt|passt\.avx2|newuidmap|newgidmap|fuse-overlayfs|catatonit)$'
-podmans+='|^/usr/lib(exec)?/podman/(netavark|aardvark-dns|rootlessport|catatonit|conmon)$'
-podmans+='|^/proc/(self|thread-self|[0-9]+)/(exe|fd/[0-9]+)$|^/bb/busybox$'
-
-traced() { # FILE CMD...: as user, with every execve written to FILE; set-user-id programs keep working because root traces
+traced() { # FILE CMD...: as user, with every new process and program written to FILE
+  # root traces, so that set-user-id programs keep working
   local out=$1 uid
   shift
   uid=$(user id -u)
-  root strace -f -qq -u op -e trace=execve,execveat -e signal=none -s 400 -o "$out" \
+  root strace -f -qq -u op -e trace=execve,execveat,clone,clone3,fork,vfork -e signal=none -s 400 --pidns-translation -o "$out" \
     env -i -C "$user_home" HOME="$user_home" USER=op XDG_RUNTIME_DIR="/run/user/$uid" \
     PATH="$E2E_LAB/bin:/usr/local/bin:/usr/bin:/bin" "$@"
 }
-executed() { # FILE...: the programs that were started, without env itself
-  root cat "$@" | grep -vE '= -1 E' | sed -nE 's/^[0-9]+ +execve\("([^"]*)".*/\1/p; s/^[0-9]+ +execveat\([^,]*, "([^"]*)".*/\1/p' |
-    grep -vx '/usr/bin/env' | sort | uniq -c
+executed() { # FILE...: "PROGRAM -> PROGRAM it executed", once each
+  local file
+  for file in "$@"; do root cat "$file" | awk -f "$here/execs.awk"; done | sort | uniq -c | sed -E 's/^ *[0-9]+ //'
 }
 
 test_only_podman_and_ourselves_are_executed() {
@@ -43,17 +39,16 @@ test_only_podman_and_ourselves_are_executed() {
   traced "$tmp/setup.trace" terok-shield setup
   traced "$tmp/uninstall.trace" terok-shield uninstall
 
-  local all program foreign=()
+  local all from to ours="^($E2E_LAB/bin|$data)/" foreign=()
   all=$(executed "$tmp"/*.trace)
   note "$all"
-  contains "programs of run" "$(executed "$tmp/run.trace")" /usr/bin/conmon
-  contains "programs of run" "$(executed "$tmp/run.trace")" "$E2E_LAB/bin/"
-  contains "programs of start" "$(executed "$tmp/start.trace")" /usr/bin/crun
-  while read -r _ program; do
-    case $program in
-      "$E2E_LAB"/bin/* | "$data"/*) ;;
-      *) [[ $program =~ $podmans ]] || foreign+=("$program") ;;
-    esac
+  contains "programs" "$all" "/usr/bin/env -> $E2E_LAB/bin/terok-shield"
+  contains "programs" "$all" "$E2E_LAB/bin/terok-shield -> /usr/bin/podman"
+  contains "programs" "$all" "/usr/bin/podman -> /usr/bin/conmon"
+  contains "programs" "$all" "/usr/bin/crun -> "
+  while read -r from _ to; do
+    if [[ $from =~ $ours && ! $to =~ $ours && $to != /usr/bin/podman ]]; then foreign+=("$from -> $to"); fi
+    case ${to##*/} in nft | nsenter | dig | dnsmasq | ip | iptables* | python*) foreign+=("$from -> $to") ;; esac
   done <<<"$all"
   equal "foreign programs" "${foreign[*]}" ""
   # The hook is ours and was run: at run, at the restart.

@@ -74,7 +74,7 @@ func Create(dir string) (*Bundle, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
-	b, err := open(dir)
+	b, err := open(dir, os.Geteuid())
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func Create(dir string) (*Bundle, error) {
 // Open opens an existing directory. One of another user, or one that others
 // can write, is refused; so is a symbolic link in its place.
 func Open(dir string) (*Bundle, error) {
-	b, err := open(dir)
+	b, err := open(dir, os.Geteuid())
 	if err != nil {
 		return nil, err
 	}
@@ -104,8 +104,8 @@ func Open(dir string) (*Bundle, error) {
 	return b, nil
 }
 
-func open(dir string) (*Bundle, error) {
-	b := &Bundle{path: filepath.Clean(dir), uid: os.Geteuid()}
+func open(dir string, uid int) (*Bundle, error) {
+	b := &Bundle{path: filepath.Clean(dir), uid: uid}
 	link, err := os.Lstat(b.path)
 	if err != nil {
 		return nil, fmt.Errorf("open state directory: %w", err)

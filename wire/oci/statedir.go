@@ -105,13 +105,19 @@ func checkParent(dir string, euid int, nested bool) error {
 		return fmt.Errorf("its parent %s is no longer a directory", quote(dir))
 	}
 	uid := owner(fi)
-	if uid != euid && uid != 0 && !(nested && uid == overflowUID) {
+	if !trusted(uid, euid, nested) {
 		return fmt.Errorf("its parent %s belongs to uid %d, who could replace it; use a directory of your own", quote(dir), uid)
 	}
 	if fi.Mode().Perm()&0o022 != 0 && fi.Mode()&fs.ModeSticky == 0 {
 		return fmt.Errorf("its parent %s can be written by others (mode %04o), who could replace it; run chmod go-w on it", quote(dir), fi.Mode().Perm())
 	}
 	return nil
+}
+
+// trusted reports whether the owner of a parent may be believed: the caller or
+// the real root.
+func trusted(uid, euid int, nested bool) bool {
+	return uid == euid || uid == 0 || nested && uid == overflowUID
 }
 
 // elements of an absolute path, without empty ones and ".".

@@ -31,7 +31,6 @@ type Firewall struct {
 	conn      *nft.Conn
 	container string
 	audit     bool
-	unlock    func()
 	warnings  []error
 }
 
@@ -66,7 +65,16 @@ func execute(ctx context.Context, req control.Request, resp *control.Response) (
 	case req.NetNS != "" && id.String() != req.NetNS:
 		return fmt.Errorf("%s: process %d is not the container's any more; try again", req.Container, req.PID)
 	}
-	f, err := Open(ctx, b, ns)
+	unlock, err := b.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var f *Firewall
+	err = ns.Do(func() (err error) {
+		f, err = Here(b)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", req.Container, err)
 	}
@@ -103,30 +111,18 @@ func NotHost(ns *netns.NS) error {
 	return nil
 }
 
-// Open locks the bundle and connects to the namespace's nf_tables.
-func Open(ctx context.Context, b *bundle.Bundle, ns *netns.NS) (*Firewall, error) {
-	unlock, err := b.Lock(ctx)
+// Here connects to nf_tables of the network namespace that the calling thread
+// is in. The caller holds the bundle's lock until after Close.
+func Here(b *bundle.Bundle) (*Firewall, error) {
+	conn, err := nft.Dial()
 	if err != nil {
-		return nil, err
-	}
-	var conn *nft.Conn
-	err = ns.Do(func() (err error) {
-		conn, err = nft.Dial()
-		return err
-	})
-	if err != nil {
-		unlock()
 		return nil, fmt.Errorf("reach nf_tables in the container's network namespace: %w", err)
 	}
-	return &Firewall{bundle: b, conn: conn, unlock: unlock}, nil
+	return &Firewall{bundle: b, conn: conn}, nil
 }
 
-// Close disconnects and unlocks.
-func (f *Firewall) Close() error {
-	err := f.conn.Close()
-	f.unlock()
-	return err
-}
+// Close disconnects.
+func (f *Firewall) Close() error { return f.conn.Close() }
 
 func (f *Firewall) perform(req control.Request, resp *control.Response) error {
 	if err := f.settle(); err != nil {

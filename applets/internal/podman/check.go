@@ -86,7 +86,7 @@ func check(ctx context.Context, s system, c *Client, roles []Role) Environment {
 	if version.Major >= perContainerGate {
 		if e.Hooks == HooksGlobal && e.Health == HealthOK {
 			e.Health = HealthStale
-			e.issue("this podman does not need global hooks", "run terok-shield setup --uninstall")
+			e.issue("this podman does not need global hooks", "run terok-shield uninstall")
 		}
 		e.Hooks = HooksPerContainer
 	}

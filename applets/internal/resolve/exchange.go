@@ -176,7 +176,7 @@ func parse(b []byte, q *dns.Msg) (*dns.Msg, error) {
 	if err != nil && !m.Truncated {
 		return nil, errors.New("answer not readable")
 	}
-	if !m.Response || m.Opcode != dns.OpcodeQuery || m.Id != q.Id {
+	if !m.Response || m.Opcode != dns.OpcodeQuery {
 		return nil, errors.New("not the answer to the question asked")
 	}
 	// A server that finds fault with the question need not repeat it.

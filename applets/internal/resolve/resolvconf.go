@@ -59,13 +59,14 @@ func ParseResolvConf(text []byte) ([]netip.AddrPort, error) {
 			continue
 		}
 		a, err := netip.ParseAddr(string(f[1]))
+		a = a.Unmap()
 		if err != nil || a.IsMulticast() || a.Zone() != "" && !a.IsLinkLocalUnicast() {
 			continue
 		}
 		if a.IsUnspecified() {
 			a = loopback(a) // what a connect to it means
 		}
-		if s := netip.AddrPortFrom(a.Unmap(), port); len(servers) < maxServers {
+		if s := netip.AddrPortFrom(a, port); len(servers) < maxServers {
 			servers = append(servers, s)
 		}
 	}

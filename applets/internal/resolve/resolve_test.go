@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -96,7 +97,7 @@ func reply(w dns.ResponseWriter, q, m *dns.Msg) {
 }
 
 func resolver(servers ...netip.AddrPort) *Resolver {
-	return &Resolver{Servers: servers, PerName: time.Second, Total: 5 * time.Second, Parallel: 8}
+	return &Resolver{Servers: servers, PerName: 2 * time.Second, Total: 20 * time.Second, Parallel: 8}
 }
 
 func addrs(ss ...string) []netip.Addr {
@@ -178,34 +179,29 @@ func TestNothingToDo(t *testing.T) {
 }
 
 func TestChain(t *testing.T) {
-	long := make([]string, 0, maxChain+2)
-	for i := range maxChain + 1 {
-		long = append(long, fmt.Sprintf("l%d.example. CNAME l%d.example.", i, i+1))
-	}
-	right := slices.Clone(long[:maxChain])
-	right = append(right, fmt.Sprintf("l%d.example. A 192.0.2.5", maxChain))
-	for i, s := range right {
-		right[i] = strings.ReplaceAll(s, "l", "r")
-	}
-	for i, s := range right {
-		right[i] = strings.ReplaceAll(s, "exampre", "example")
+	// chain is n CNAMEs and the address at their end.
+	chain := func(label string, n int, addr string) (list []string) {
+		for i := range n {
+			list = append(list, fmt.Sprintf("%s%d.example. CNAME %s%d.example.", label, i, label, i+1))
+		}
+		return append(list, fmt.Sprintf("%s%d.example. A %s", label, n, addr))
 	}
 	server := serve(t, zone(t, map[string][]string{
 		// The order of records means nothing, nor does upper case.
 		"a.example.":    {"T.example. A 192.0.2.1", "B.example. CNAME t.EXAMPLE.", "A.example. CNAME b.example."},
 		"loop.example.": {"loop.example. CNAME pool.example.", "pool.example. CNAME loop.example."},
 		"self.example.": {"self.example. CNAME self.example."},
-		"l0.example.":   append(long, fmt.Sprintf("l%d.example. A 192.0.2.9", maxChain+1)),
-		"r0.example.":   right,
+		"l0.example.":   chain("l", maxChain+1, "192.0.2.66"),
+		"r0.example.":   chain("r", maxChain, "192.0.2.5"),
 		// An address of another owner was not asked for.
 		"foreign.example.": {"other.example. A 192.0.2.66"},
 		"half.example.":    {"half.example. CNAME elsewhere.example.", "other.example. A 192.0.2.66"},
 		"mixed.example.":   {"other.example. A 192.0.2.66", "mixed.example. A 192.0.2.3"},
 		"two.example.":     {"two.example. CNAME x.example.", "two.example. CNAME y.example.", "x.example. A 192.0.2.4", "y.example. A 192.0.2.66"},
-		"chaos.example.":   {"chaos.example. CH A 192.0.2.66"},
+		"chaos.example.":   {"chaos.example. CH A 192.0.2.66"}, // another class
 	}))
 	names := []string{"a.example", "loop.example", "self.example", "l0.example", "r0.example",
-		"foreign.example", "half.example", "mixed.example", "two.example"}
+		"foreign.example", "half.example", "mixed.example", "two.example", "chaos.example"}
 	got := resolver(server).Lookup(t.Context(), names, nil)
 	expect(t, got, map[string][]netip.Addr{
 		"a.example":     addrs("192.0.2.1"),
@@ -218,7 +214,8 @@ func TestChain(t *testing.T) {
 		"self.example", ErrNoAddresses, "a loop of them",
 		"l0.example", ErrNoAddresses, "more than 16 CNAMEs",
 		"foreign.example", ErrNoAddresses, "",
-		"half.example", ErrNoAddresses, "")
+		"half.example", ErrNoAddresses, "",
+		"chaos.example", ErrNoAddresses, "")
 }
 
 // forge sends a raw answer and says nothing else.
@@ -383,13 +380,15 @@ func TestFailover(t *testing.T) {
 		"SERVFAIL": rcode(dns.RcodeServerFailure), "REFUSED": rcode(dns.RcodeRefused),
 	} {
 		t.Run(title, func(t *testing.T) {
+			r := resolver(first, closed, good)
+			r.Parallel = 2
 			start := time.Now()
-			got := resolver(first, closed, good).Lookup(t.Context(), names, nil)
+			got := r.Lookup(t.Context(), names, nil)
 			expect(t, got, want, order...)
 			expectFailed(t, got)
 			// The server that answers is asked first from then on: 40 names
-			// do not wait 40 times.
-			if d := time.Since(start); d > 2*time.Second {
+			// do not wait 20 times 2/3 s.
+			if d := time.Since(start); d > 3*time.Second {
 				t.Errorf("took %v", d)
 			}
 		})
@@ -468,13 +467,14 @@ func TestHalfFailure(t *testing.T) {
 			w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
 			return
 		}
-		zone(t, map[string][]string{"a.example.": {"a.example. A 192.0.2.1"}})(w, q)
+		zone(t, map[string][]string{"a.example.": {"a.example. A 192.0.2.1"}, "none.example.": nil})(w, q)
 	})
-	got := resolver(server).Lookup(t.Context(), []string{"a.example", "gone.example"}, nil)
+	got := resolver(server).Lookup(t.Context(), []string{"a.example", "gone.example", "none.example"}, nil)
 	expect(t, got, map[string][]netip.Addr{"a.example": addrs("192.0.2.1")}, "192.0.2.1")
 	expectFailed(t, got,
 		"a.example", ErrServer, "no IPv6 addresses: name server",
-		"gone.example", ErrServer, "SERVFAIL")
+		"gone.example", ErrServer, "SERVFAIL",
+		"none.example", ErrServer, "SERVFAIL")
 }
 
 // Known weakness: an allowed name that answered with a private, link-local or
@@ -504,7 +504,7 @@ func TestTotalTime(t *testing.T) {
 	}
 	start := time.Now()
 	got := r.Lookup(t.Context(), names, nil)
-	if d := time.Since(start); d < 400*time.Millisecond || d > 1500*time.Millisecond {
+	if d := time.Since(start); d < 400*time.Millisecond || d > 3*time.Second {
 		t.Errorf("took %v; want 500ms", d)
 	}
 	if len(got.Failed) != len(names) || len(got.Addrs) != 0 {
@@ -520,12 +520,19 @@ func TestTotalTime(t *testing.T) {
 func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
+	before := runtime.NumGoroutine()
 	start := time.Now()
 	got := resolver(dead(t)).Lookup(ctx, []string{"a.example", "b.example"}, nil)
-	if d := time.Since(start); d > 800*time.Millisecond {
+	if d := time.Since(start); d > 1500*time.Millisecond {
 		t.Errorf("took %v after it was cancelled", d)
 	}
 	expectFailed(t, got, "a.example", context.Canceled, "", "b.example", context.Canceled, "")
+	// The questions still open end, and their sockets with them.
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines; %d before", runtime.NumGoroutine(), before)
+		}
+	}
 }
 
 func TestManyNames(t *testing.T) {
@@ -649,6 +656,7 @@ func TestParseResolvConf(t *testing.T) {
 		"nameserver dns.example\nnameserver\nnameserver 2001:db8::1%eth0\nnameserver 224.0.0.1\nnameserver 192.0.2.1": {"192.0.2.1:53"},
 		"nameserver 0.0.0.0\nnameserver ::":       {"127.0.0.1:53", "[::1]:53"},
 		"nameserver ::ffff:192.0.2.1":             {"192.0.2.1:53"},
+		"nameserver ::ffff:0.0.0.0":               {"127.0.0.1:53"},
 		"nameservers 192.0.2.1\n":                 {"127.0.0.1:53"},
 		"nameserver dns.example\n":                nil,
 		"nameserver\n":                            nil,

@@ -1,0 +1,206 @@
+package applets
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/nl/kerneltest"
+	"github.com/terok-ai/terok-box/nl/netns"
+	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/bundle"
+	"github.com/terok-ai/terok-box/wire/oci"
+)
+
+// commands are the programs of this binary as the scripts run them, by
+// argv[0], through the real Main.
+func commands() map[string]func() {
+	main := func() { os.Exit(Main(os.Args)) }
+	all := map[string]func(){
+		Name:   main,
+		"hold": func() { io.Copy(io.Discard, os.Stdin) }, // a container's process
+	}
+	for _, a := range table() {
+		all[a.name] = main
+		for _, n := range a.alias {
+			all[n] = main
+		}
+	}
+	return all
+}
+
+func TestMain(m *testing.M) {
+	all := commands()
+	if all[filepath.Base(os.Args[0])] != nil {
+		testscript.Main(m, all)
+	}
+	kerneltest.Main(scripted{m, all})
+}
+
+// scripted runs the tests with the commands on PATH.
+type scripted struct {
+	m   *testing.M
+	all map[string]func()
+}
+
+func (s scripted) Run() int { testscript.Main(s.m, s.all); return 0 }
+
+// machine is what a script's containers are connected to.
+type machine struct {
+	t          testing.TB // of the one script
+	containers map[string]*standIn
+}
+
+// standIn is a process in a network namespace of its own, as a runtime leaves
+// it between create and start.
+type standIn struct {
+	ns  *netns.NS
+	pid int
+	end func()
+}
+
+func newStandIn(t testing.TB) *standIn {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{"hold"}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c := &standIn{pid: cmd.Process.Pid, end: func() { stdin.Close(); cmd.Wait() }}
+	t.Cleanup(c.end)
+	if c.ns, err = netns.Open(c.pid); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.ns.Close() })
+	return c
+}
+
+// prepareBundle writes what terok-shield prepare would.
+func prepareBundle(t testing.TB, dir string, p ruleset.Params) {
+	t.Helper()
+	table, err := ruleset.Build(ruleset.Up, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := bundle.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	ports := p.Ports
+	if ports == nil {
+		ports = []uint16{}
+	}
+	errs := []error{
+		b.SetRuleset(table.String()), b.SetTier(bundle.Static), b.SetLoopbackPorts(ports),
+		b.SetProfileAllowed(p.Allow), b.SetNetwork(bundle.Network{Mode: "none", Hosts: p.Hosts}),
+	}
+	if p.DNS.IsValid() {
+		errs = append(errs, b.SetUpstreamDNS(p.DNS))
+	}
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// ociState is what a runtime hands to the hook.
+func ociState(t testing.TB, name, dir string, pid int) []byte {
+	t.Helper()
+	state, err := json.Marshal(map[string]any{
+		"ociVersion": "1.0.2", "id": fmt.Sprintf("%064x", pid), "pid": pid, "status": "created",
+		"annotations": map[string]string{
+			oci.KeyProfiles: "test", oci.KeyName: name, oci.KeyStateDir: dir, oci.KeyVersion: strconv.Itoa(bundle.Version),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state
+}
+
+func TestScripts(t *testing.T) {
+	type key struct{}
+	of := func(ts *testscript.TestScript) *machine { return ts.Value(key{}).(*machine) }
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("TEROK_SHIELD_STATE_DIR", filepath.Join(e.WorkDir, "state"))
+			e.Setenv("NO_COLOR", "1")
+			e.Values[key{}] = &machine{t: e.T().(testing.TB), containers: make(map[string]*standIn)}
+			return os.Mkdir(filepath.Join(e.WorkDir, "state"), 0o700)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// container NAME [ALLOWED…]: a stand-in connected to an internet
+			// that answers, its state prepared, and NAME.json for the hook.
+			"container": func(ts *testscript.TestScript, _ bool, args []string) {
+				m, name := of(ts), args[0]
+				c := newStandIn(m.t)
+				world := kerneltest.NewNS(m.t)
+				ts.Check(c.ns.Do(netns.LoopbackUp))
+				kerneltest.Pair(m.t, c.ns, world)
+				kerneltest.ListenTCP(m.t, world, netip.MustParseAddrPort("[::]:443")) // IPv4 too
+				p := ruleset.Params{}
+				for _, a := range args[1:] {
+					prefix, err := bundle.ParsePrefix(a)
+					ts.Check(err)
+					p.Allow = append(p.Allow, prefix)
+				}
+				dir := filepath.Join(ts.Getenv("TEROK_SHIELD_STATE_DIR"), "containers", name)
+				prepareBundle(m.t, dir, p)
+				ts.Check(os.WriteFile(ts.MkAbs(name+".json"), ociState(m.t, name, dir, c.pid), 0o600))
+				m.containers[name] = c
+			},
+			// end NAME: the container's process ends.
+			"end": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).containers[args[0]].end() },
+			// [!] reach NAME ADDRESS…: TCP port 443 there can be connected to.
+			"reach": func(ts *testscript.TestScript, neg bool, args []string) {
+				for _, a := range args[1:] {
+					to := netip.AddrPortFrom(netip.MustParseAddr(a), 443)
+					err := kerneltest.DialTCP(of(ts).containers[args[0]].ns, to, 2*time.Second)
+					if neg != (err != nil) {
+						ts.Fatalf("connect to %s: %v", to, err)
+					}
+				}
+			},
+		},
+	})
+}
+
+// Every one of the six names is a program, and no private one is shown.
+func TestTable(t *testing.T) {
+	var names []string
+	for _, a := range table() {
+		if !a.private {
+			names = append(names, a.name)
+		}
+	}
+	want := strings.Fields("nft-hook reader-hook clearance-hub clearance-verdict terok-shield terok-clearance-notify")
+	if !slices.Equal(names, want) {
+		t.Errorf("programs are %v, not %v", names, want)
+	}
+	if code := dispatch(&cmdenv.Env{Stdout: io.Discard, Stderr: io.Discard}, "shield-inside", nil); code != 0 {
+		t.Errorf("a private program answers to argv[0]: exit %d", code)
+	}
+}
