@@ -50,9 +50,8 @@ func (a *app) prepare(cfg config.Config, p *podman.Client, c container, profiles
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	// A container prepared without hooks would run open: nothing is written.
-	if e := podman.Check(a.ctx, a.env, p); !e.Installed() {
-		return nil, fmt.Errorf("podman %s would not run the hook that makes the firewall: %s", e.PodmanVersion, e.Hint())
+	if err := a.hooked(p); err != nil {
+		return nil, err
 	}
 	info, err := p.Info(a.ctx)
 	if err != nil {
@@ -111,6 +110,15 @@ func (a *app) prepare(cfg config.Config, p *podman.Client, c container, profiles
 		flags = append(flags, "--annotation", kv[0]+"="+kv[1])
 	}
 	return append(flags, "--cap-drop", "NET_ADMIN", "--cap-drop", "NET_RAW"), nil
+}
+
+// hooked fails unless Podman runs our hook: a container prepared without it
+// would run open, so nothing is written then.
+func (a *app) hooked(p *podman.Client) error {
+	if e := podman.Check(a.ctx, a.env, p); !e.Installed() {
+		return fmt.Errorf("podman %s would not run the hook that makes the firewall: %s", e.PodmanVersion, e.Hint())
+	}
+	return nil
 }
 
 // writeRuleset writes the files the hook and later commands read; ruleset.nft

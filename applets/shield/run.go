@@ -44,11 +44,19 @@ func (c runCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	name := string(c.Container)
+	if args.Replace {
+		if err := a.hooked(p); err != nil {
+			return err
+		}
+		if _, err := p.Output(a.ctx, "rm", "--force", "--ignore", name); err != nil {
+			return err
+		}
+	}
 	flags, err := a.prepare(cfg, p, c.Container, c.Profiles)
 	if err != nil {
 		return err
 	}
-	name := string(c.Container)
 	create := append([]string{"create", "--name", name}, flags...)
 	create = append(create, args.Create...)
 	create = append(create, args.Image)

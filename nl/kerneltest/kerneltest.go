@@ -6,6 +6,7 @@
 package kerneltest
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -227,33 +228,47 @@ func command(t testing.TB, ns *netns.NS, stdin, name string, args ...string) str
 	return out.String()
 }
 
-// ListenUDP opens a socket in a namespace.
+// ListenUDP opens a socket in a namespace, also at an address that only a
+// route makes local.
 func ListenUDP(t testing.TB, ns *netns.NS, at netip.AddrPort) *net.UDPConn {
 	t.Helper()
-	var c *net.UDPConn
+	var c net.PacketConn
 	if err := ns.Do(func() (err error) {
-		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		c, err = listenConfig.ListenPacket(context.Background(), "udp", at.String())
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return c
+	return c.(*net.UDPConn)
 }
 
-// ListenTCP opens a socket in a namespace.
+// ListenTCP is the same for TCP.
 func ListenTCP(t testing.TB, ns *netns.NS, at netip.AddrPort) *net.TCPListener {
 	t.Helper()
-	var l *net.TCPListener
+	var l net.Listener
 	if err := ns.Do(func() (err error) {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		l, err = listenConfig.Listen(context.Background(), "tcp", at.String())
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	return l
+	return l.(*net.TCPListener)
 }
+
+var listenConfig = net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) (err error) {
+	level, option := unix.SOL_IP, unix.IP_FREEBIND
+	if strings.HasSuffix(network, "6") {
+		level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	}
+	if controlErr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), level, option, 1)
+	}); controlErr != nil {
+		return controlErr
+	}
+	return err
+}}
 
 // SendUDP sends one datagram from a namespace. Blocked, its error is EPERM.
 func SendUDP(ns *netns.NS, to netip.AddrPort) error {
