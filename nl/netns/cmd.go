@@ -145,10 +145,10 @@ type plan struct {
 	reportR *os.File
 }
 
-func (c *Cmd) plan() (p *plan, cleanup func(), err error) {
-	p = &plan{userNS: -1, report: -1, parent: os.Getpid()}
+func (c *Cmd) plan() (_ *plan, cleanup func(), err error) {
+	p := &plan{userNS: -1, report: -1, parent: os.Getpid()}
 	var fds []int
-	cleanup = func() {
+	closeAll := func() {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
@@ -156,7 +156,7 @@ func (c *Cmd) plan() (p *plan, cleanup func(), err error) {
 	}
 	defer func() {
 		if err != nil {
-			cleanup()
+			closeAll()
 		}
 	}()
 	if p.path, err = syscall.BytePtrFromString(c.Path); err != nil {
@@ -210,7 +210,7 @@ func (c *Cmd) plan() (p *plan, cleanup func(), err error) {
 		r.Close()
 		return nil, nil, err
 	}
-	return p, cleanup, nil
+	return p, closeAll, nil
 }
 
 // start forks on the calling, locked thread and waits until the child has

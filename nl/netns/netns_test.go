@@ -26,22 +26,21 @@ import (
 // privileges, and all of them are without any on the host.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
-		if role, ok := roles[os.Args[1]]; ok {
+		if role, ok := roles()[os.Args[1]]; ok {
 			os.Exit(role(os.Args[2:]))
 		}
 	}
 	os.Exit(m.Run())
 }
 
-var roles map[string]func(args []string) int
-
-func init() {
-	roles = map[string]func([]string) int{
+func roles() map[string]func(args []string) int {
+	return map[string]func([]string) int{
 		"role=operator":  operator,
 		"role=container": container,
 		"role=nested":    nested,
 		"role=inside":    inside,
 		"role=starter":   starter,
+		"role=loopback":  loopback,
 		"role=sleeper":   func([]string) int { time.Sleep(time.Hour); return 0 },
 		"role=exit":      exitWith,
 	}
@@ -437,9 +436,7 @@ func TestChildDiesWithParent(t *testing.T) {
 	t.Error("the child lives on after its parent was killed")
 }
 
-// fresh is a process in user and network namespaces of its own.
 func TestDo(t *testing.T) {
-	// This process may have no privileges at all, so all of it happens inside.
 	before, err := Current()
 	if err != nil {
 		t.Fatal(err)
@@ -544,33 +541,31 @@ func TestAddLoopbackAddr(t *testing.T) {
 	}
 }
 
-func init() {
-	roles["role=loopback"] = func([]string) int {
-		if err := LoopbackUp(); err != nil {
-			fmt.Println(err)
-			return 1
-		}
-		for _, s := range []string{"169.254.1.3", "fd00::3"} {
-			a := netip.MustParseAddr(s)
-			for range 2 { // again is no error
-				if err := AddLoopbackAddr(a); err != nil {
-					fmt.Println(err)
-					return 1
-				}
-			}
-			l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
-			if err != nil {
+func loopback([]string) int {
+	if err := LoopbackUp(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	for _, s := range []string{"169.254.1.3", "fd00::3"} {
+		a := netip.MustParseAddr(s)
+		for range 2 { // again is no error
+			if err := AddLoopbackAddr(a); err != nil {
 				fmt.Println(err)
 				return 1
 			}
-			l.Close()
 		}
-		for _, a := range []netip.Addr{{}, netip.MustParseAddr("fe80::1%lo")} {
-			if err := AddLoopbackAddr(a); err == nil {
-				fmt.Println("added", a)
-				return 1
-			}
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		if err != nil {
+			fmt.Println(err)
+			return 1
 		}
-		return 0
+		l.Close()
 	}
+	for _, a := range []netip.Addr{{}, netip.MustParseAddr("fe80::1%lo")} {
+		if err := AddLoopbackAddr(a); err == nil {
+			fmt.Println("added", a)
+			return 1
+		}
+	}
+	return 0
 }

@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -13,6 +14,10 @@ type packet struct {
 	port  uint16
 	icmp  ICMPv6 // of proto 58
 	ct    CT
+}
+
+func (p packet) String() string {
+	return fmt.Sprintf("oif %s daddr %s proto %s port %d type %d %s", p.oif, p.daddr, p.proto, p.port, p.icmp, matchText(p.ct))
 }
 
 const protoICMPv6 Proto = 58

@@ -1,9 +1,9 @@
 package ruleset
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -418,17 +418,10 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, p := range packets() {
-			listed := state == Up && fmt.Sprint(p.daddr) != "" && func() bool {
-				for _, s := range table.Sets {
-					if p.matches(table, DaddrIn{s.Name, s.V6}) {
-						return true
-					}
-				}
-				return false
-			}()
+			listed := slices.ContainsFunc(table.Sets, func(s Set) bool { return p.matches(table, DaddrIn{s.Name, s.V6}) })
 			known := p.oif == "lo" || p.ct != CTNew || p.proto == protoICMPv6 || p.port == 53 || isPrivate(p.daddr)
 			if !listed && !known && table.accepted(p) {
-				t.Fatalf("%s lets %+v out:\n%s", state, p, table)
+				t.Fatalf("%s lets %s out:\n%s", state, p, table)
 			}
 		}
 	})

@@ -118,7 +118,7 @@ func TestNoResolverNoDNS(t *testing.T) {
 	table := build(t, Up, Params{Ports: []uint16{53}, Hosts: []netip.Addr{addr("169.254.1.2")}})
 	for _, p := range packets(table) {
 		if p.proto == UDP && p.port == 53 && p.oif != "lo" && p.ct == CTNew && table.accepted(p) {
-			t.Errorf("%+v is let out", p)
+			t.Errorf("%s is let out", p)
 		}
 	}
 }

@@ -95,7 +95,7 @@ test_run_refuses_without_a_working_hook() {
   profile p 203.0.113.20
   local descriptor replacement
   descriptor=$(user grep -rlE '"createRuntime"' "$user_home/.local/share" --include='terok-shield-createRuntime.json')
-  [[ -f $descriptor ]] || die "setup wrote no descriptor"
+  [[ $descriptor ]] || die "setup wrote no descriptor"
   user cp "$descriptor" "$tmp/good.json"
   for replacement in /nonexistent/nft-hook /bin/true; do
     user sed -i -E "s#\"path\": \"[^\"]*\"#\"path\": \"$replacement\"#" "$descriptor"

@@ -10,8 +10,8 @@ as_root_user() {
   root podman rm --all --force --time 0
 }
 teardown() {
-  root terok-shield uninstall
   root podman rm --all --force --time 0
+  root terok-shield uninstall
   root rm -rf /var/lib/terok "$(root sh -c 'echo $HOME')"/.config "$(root sh -c 'echo $HOME')"/.local
 }
 

@@ -920,6 +920,38 @@ func TestAppendLog(t *testing.T) {
 	}
 }
 
+// An append waits for another one, so that only one of them starts a new log.
+func TestAppendWaits(t *testing.T) {
+	b := create(t)
+	put(t, b, FileAuditLog, "a\n")
+	f, err := b.openFile(FileAuditLog, syscall.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if ok, err := tryLock(f); !ok || err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() { done <- b.AppendLog(FileAuditLog, "b", 3) }()
+	select {
+	case err := <-done:
+		t.Fatalf("did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	// Meanwhile the log was renamed: the line belongs in the new one.
+	if err := os.Rename(f.Name(), filepath.Join(b.Path(), FileAuditLogRotated)); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, b, FileAuditLog) + "|" + get(t, b, FileAuditLogRotated); got != "b\n|a\n" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestRemove(t *testing.T) {
 	b := create(t)
 	for _, a := range accessors() {
@@ -940,6 +972,7 @@ func TestRemove(t *testing.T) {
 		os.MkdirAll(filepath.Join(b.Path(), "hooks", "x"), 0o700),
 		os.Symlink(outside, filepath.Join(b.Path(), "run")),
 		b.AppendError("x"), b.AppendLog(FileAuditLog, "x", 100), b.AppendLog(FileAuditLog, "x", 1),
+		b.SetUnsettled(true), b.SetProfileNames([]string{"base"}), b.SetProfileCache("k"),
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -1020,5 +1053,35 @@ func again[T any](t *testing.T, was T, err error, get func() (T, error)) {
 	is, err := get()
 	if d := cmp.Diff(was, is, netipCmp); d != "" || err != nil {
 		t.Fatalf("%v (-was +is)\n%s", err, d)
+	}
+}
+
+func BenchmarkBundle(b *testing.B) {
+	d, err := Create(filepath.Join(b.TempDir(), "sd"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	list := slices.Repeat(prefixes("192.0.2.1"), 100)
+	for name, do := range map[string]func() error{
+		"lock": func() error {
+			unlock, err := d.Lock(b.Context())
+			if err == nil {
+				unlock()
+			}
+			return err
+		},
+		"durable":  func() error { return d.SetDenyList(list) },
+		"volatile": func() error { return d.SetContainerID("0123456789ab") },
+		"append":   func() error { return d.AppendLog(FileAuditLog, "{}", 1<<30) },
+		"read":     func() error { _, err := d.DenyList(); return err },
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if err := do(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
