@@ -21,12 +21,26 @@ func TestLeak(t *testing.T) {
 	more := p
 	more.Allow = append(hosts(50, 20), p.Allow...)
 	more.Deny = append(hosts(50, 21), p.Deny...)
+	count(kerneltest.ListenUDP(t, b, netip.MustParseAddrPort("198.51.100.66:9")))
+	count(kerneltest.ListenUDP(t, b, netip.MustParseAddrPort("[2001:db8:1::66]:9")))
 	pp := map[string]*ruleset.Table{}
 	for _, s := range states {
 		pp[s.String()] = build(t, s, p)
 		pp[s.String()+"+"] = build(t, s, more)
 	}
-	pairs := [][2]string{{"up", "down"}, {"up", "up+"}, {"up", "disengaged"}, {"down", "down+"}, {"up", "quarantine"}, {"down", "quarantine"}}
+	q := *pp["quarantine"]
+	q.Sets = pp["up"].Sets
+	pp["qsets"] = &q
+	qe := q
+	qe.Sets = build(t, ruleset.Up, ruleset.Params{}).Sets
+	pp["qempty"] = &qe
+	nodeny := p
+	nodeny.Deny, nodeny.Allow = nil, prefixes("2001:db9::/48", "198.51.100.7/32")
+	pp["upnodeny"] = build(t, ruleset.Up, nodeny)
+	u := *pp["up"]
+	u.Sets = append(u.Sets[:len(u.Sets):len(u.Sets)], ruleset.Set{Name: "extra"})
+	pp["upextra"] = &u
+	pairs := [][2]string{{"up", "qempty"}, {"down", "qempty"}, {"down", "upnodeny"}, {"up", "upnodeny"}, {"up", "quarantine"}, {"down", "quarantine"}}
 	_ = os.Args
 	for _, pr := range pairs {
 		c.Apply(pp[pr[0]])

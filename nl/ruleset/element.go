@@ -86,7 +86,7 @@ func MergePrefixes(p []netip.Prefix) []Element {
 	slices.SortFunc(sorted, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
-	var merged []Element
+	merged := make([]Element, 0, len(sorted))
 	var last Range
 	for _, p := range sorted {
 		// Prefixes nest: whoever starts inside another ends inside it.

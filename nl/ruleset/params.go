@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -47,26 +48,23 @@ func ParamsOf(t *Table) (Params, error) {
 
 // WithAddresses is a copy of t whose allow and deny sets hold these
 // addresses, permanently; a table that has no sets of these names is copied
-// as it is. In tables of the existing systems, which look into the allow sets
-// first, what is denied is cut out of what is allowed.
+// as it is. The existing systems ask the allow sets first, which their
+// resolver goes on to fill: in a copy of their table deny comes first, as in
+// ours, so that it wins and cuts live connections.
 func WithAddresses(t *Table, allow, deny []netip.Prefix) *Table {
 	out := &Table{Sets: slices.Clone(t.Sets), Output: t.Output, Input: t.Input}
-	ours := slices.ContainsFunc(t.Sets, func(s Set) bool { return s.Name == setLearned+"_v4" })
 	for i := range out.Sets {
 		s := &out.Sets[i]
-		family := func(p netip.Prefix) bool { return p.Addr().Is4() == s.V6 } // to be left out
+		other := func(p netip.Prefix) bool { return p.Addr().Is4() == s.V6 } // family
 		suffix := "_v4"
 		if s.V6 {
 			suffix = "_v6"
 		}
 		switch s.Name {
 		case setAllow + suffix:
-			s.Elements = MergePrefixes(slices.DeleteFunc(slices.Clone(allow), family))
-			if !ours {
-				s.Elements = subtract(s.Elements, MergePrefixes(slices.DeleteFunc(slices.Clone(deny), family)))
-			}
+			s.Elements = MergePrefixes(slices.DeleteFunc(slices.Clone(allow), other))
 		case setDeny + suffix:
-			s.Elements = MergePrefixes(slices.DeleteFunc(slices.Clone(deny), family))
+			s.Elements = MergePrefixes(slices.DeleteFunc(slices.Clone(deny), other))
 		default:
 			continue
 		}
@@ -76,34 +74,26 @@ func WithAddresses(t *Table, allow, deny []netip.Prefix) *Table {
 			}
 		}
 	}
+	// Only what refuses is moved forward, behind the rule for lo, so nothing
+	// more gets out than before.
+	lo := []Match{OIf("lo")}
+	rank := func(r Rule) int {
+		switch {
+		case slices.Equal(r.Match, lo):
+			return 0
+		case r.refusesSet(setDeny):
+			return 1
+		}
+		return 2
+	}
+	out.Output.Rules = slices.Clone(t.Output.Rules)
+	if t.Set(setLearned+"_v4") == nil {
+		slices.SortStableFunc(out.Output.Rules, func(a, b Rule) int { return cmp.Compare(rank(a), rank(b)) })
+	}
 	return out
 }
 
-// subtract is what of a lies outside of b; both sorted and without overlaps.
-func subtract(a, b []Element) []Element {
-	var out []Element
-	for _, e := range a {
-		rest := e.Range
-		for len(b) > 0 && b[0].To.Less(rest.From) {
-			b = b[1:]
-		}
-		open := true // something of rest is left
-		for _, cut := range b {
-			if rest.To.Less(cut.From) {
-				break
-			}
-			if rest.From.Less(cut.From) {
-				out = append(out, Element{Range: Range{rest.From, cut.From.Prev()}})
-			}
-			if !cut.To.Less(rest.To) {
-				open = false
-				break
-			}
-			rest.From = cut.To.Next()
-		}
-		if open {
-			out = append(out, Element{Range: rest})
-		}
-	}
-	return out
+// refusesSet reports whether r stops all that goes to a pair of sets.
+func (r Rule) refusesSet(base string) bool {
+	return r.refuses() && len(r.Match) == 1 && slices.Contains(inSets(base), r.Match[0])
 }

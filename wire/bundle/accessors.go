@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -383,7 +384,10 @@ func (b *Bundle) prefixes(name string) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []netip.Prefix
+	if len(data) == 0 {
+		return nil, nil
+	}
+	out := make([]netip.Prefix, 0, bytes.Count(data, []byte("\n"))+1)
 	for n, line := range lines(data) {
 		p, err := ParsePrefix(line)
 		if err != nil {

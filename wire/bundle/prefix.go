@@ -79,18 +79,18 @@ func FormatPrefix(p netip.Prefix) string {
 // merely overlaps a denied network stays, because the firewall asks deny
 // first.
 func Effective(profile, live, denied []netip.Prefix) (allow, deny []netip.Prefix) {
-	seen := make(map[netip.Prefix]bool)
+	seen := make(map[netip.Prefix]struct{}, len(profile)+len(live)+len(denied))
 	unseen := func(to, from []netip.Prefix) []netip.Prefix {
 		for _, p := range from {
-			if p = p.Masked(); !seen[p] {
-				seen[p] = true
-				to = append(to, p)
+			n := len(seen)
+			if seen[p.Masked()] = struct{}{}; len(seen) > n {
+				to = append(to, p.Masked())
 			}
 		}
 		return to
 	}
-	deny = unseen(nil, denied)
-	allow = unseen(unseen(nil, profile), live)
+	deny = unseen(make([]netip.Prefix, 0, len(denied)), denied)
+	allow = unseen(unseen(make([]netip.Prefix, 0, len(profile)+len(live)), profile), live)
 	return slices.Clip(allow), slices.Clip(deny)
 }
 

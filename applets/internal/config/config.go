@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
@@ -107,15 +108,23 @@ func configDir(env *cmdenv.Env) (string, error) {
 }
 
 // StateRoot is where the state of containers is kept: flag, the value of
-// --state-dir; else $TEROK_SHIELD_STATE_DIR; else the user's state directory.
+// --state-dir; else $TEROK_SHIELD_STATE_DIR; else the user's state directory,
+// or for root, in whose home the hooks accept no state, the system's.
 func StateRoot(env *cmdenv.Env, flag string) (string, error) {
 	for _, d := range []string{flag, env.Get("TEROK_SHIELD_STATE_DIR")} {
 		if d != "" {
 			return filepath.Abs(d)
 		}
 	}
-	return below(env, "STATE", filepath.Join(".local", "state"))
+	d, err := below(env, "STATE", filepath.Join(".local", "state"))
+	if err == nil && env.EUID == 0 && strings.HasPrefix(d, "/root/") {
+		d = systemState
+	}
+	return d, err
 }
+
+// systemState is beside the hooks of root's containers.
+const systemState = "/var/lib/terok/shield"
 
 // below is our directory in one of the user's.
 func below(env *cmdenv.Env, kind, fallback string) (string, error) {

@@ -17,10 +17,17 @@ import (
 )
 
 func environ(kv ...string) *cmdenv.Env {
-	e := &cmdenv.Env{Stdout: io.Discard, Stderr: io.Discard, Vars: make(map[string]string)}
+	e := &cmdenv.Env{EUID: 1000, Stdout: io.Discard, Stderr: io.Discard, Vars: make(map[string]string)}
 	for i := 0; i < len(kv); i += 2 {
 		e.Vars[kv[i]] = kv[i+1]
 	}
+	return e
+}
+
+// root is the environment of uid 0.
+func root(kv ...string) *cmdenv.Env {
+	e := environ(kv...)
+	e.EUID = 0
 	return e
 }
 
@@ -285,6 +292,9 @@ func TestPlaces(t *testing.T) {
 			"TEROK_SHIELD_STATE_DIR", "/ss", "TEROK_SHIELD_CONFIG_DIR", "/cc"), "", "/cc", "/ss"},
 		{"flag", environ("HOME", "/h", "XDG_STATE_HOME", "/s", "TEROK_SHIELD_STATE_DIR", "/ss"), "/f/../g", "/h/.config/terok/shield", "/g"},
 		{"relative", environ("HOME", "/h", "TEROK_SHIELD_CONFIG_DIR", "c"), "s", cwd + "/c", cwd + "/s"},
+		{"root", root("HOME", "/root"), "", "/root/.config/terok/shield", "/var/lib/terok/shield"},
+		{"root of a user namespace", root("HOME", "/h"), "", "/h/.config/terok/shield", "/h/.local/state/terok/shield"},
+		{"root's own choice", root("HOME", "/root", "TEROK_SHIELD_STATE_DIR", "/ss"), "", "/root/.config/terok/shield", "/ss"},
 	} {
 		t.Run(tt.title, func(t *testing.T) {
 			state, err := StateRoot(tt.env, tt.flag)
