@@ -146,18 +146,11 @@ func (s *socket) apply(want *ruleset.Table) error {
 	}
 }
 
-// carryOut sends what p plans, in one batch if possible.
+// carryOut sends what p plans.
 func (s *socket) carryOut(p *planner) error {
-	whole, err := p.whole()
+	batches, err := p.batches(s.room(p.estimate()))
 	if err != nil {
 		return err
-	}
-	room := s.room(size(whole))
-	batches := [][]message{whole}
-	if size(whole) > room {
-		if batches, err = p.split(room); err != nil {
-			return err
-		}
 	}
 	for _, b := range batches {
 		if err := s.batch(b); err != nil {

@@ -2,13 +2,21 @@ package nft
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"golang.org/x/sys/unix"
 )
 
-// planner turns a change into messages.
+// planner turns a change into batches of messages, each of which the kernel
+// carries out completely or not at all.
+//
+// That does not mean at one moment. Newer kernels look intervals up in a copy
+// that each set gets after the new rules are already in force: if a batch both
+// denies an address and opens more, packets to it get out for some
+// microseconds. So what closes is a batch of its own, before what opens.
 type planner struct {
 	have    *ruleset.Table // nil: none that can be changed
 	want    *ruleset.Table
@@ -129,6 +137,12 @@ func (p *planner) fill() {
 	}
 }
 
+// alter deletes and adds elements, in that order.
+func (p *planner) alter(s *ruleset.Set, del, add []ruleset.Element) {
+	p.elements(s, del, true)
+	p.elements(s, add, false)
+}
+
 func (p *planner) elements(s *ruleset.Set, elements []ruleset.Element, remove bool) {
 	typ, flags, about := uint16(unix.NFT_MSG_NEWSETELEM), uint16(unix.NLM_F_CREATE), "add to set "+s.Name
 	if remove {
@@ -146,38 +160,55 @@ func (p *planner) elements(s *ruleset.Set, elements []ruleset.Element, remove bo
 	}
 }
 
-// whole is everything in one batch. The order is that of nft, since it shows
-// in the numbers of objects.
-func (p *planner) whole() ([]message, error) {
-	p.begin()
-	if p.change.Rules {
+// batches are what is to be sent one after the other, each of at most room
+// bytes.
+func (p *planner) batches(room int) ([][]message, error) {
+	if p.change.New && !p.replace {
+		// Everything is open before: one batch cannot open more. The order is
+		// that of nft, since it shows in the numbers of objects.
+		p.begin()
 		p.chains(p.want.Output.Policy, p.want.Input.Policy)
-	}
-	p.dropSets()
-	p.addSets()
-	for _, e := range p.change.Elements {
-		p.elements(p.set(e), e.Del, true)
-		p.elements(p.set(e), e.Add, false)
-	}
-	p.fill()
-	if p.change.Rules {
+		p.addSets()
+		p.fill()
 		p.rules()
+		msgs, err := p.take()
+		if err != nil || size(msgs) <= room {
+			return [][]message{msgs}, err
+		}
 	}
-	return p.take()
-}
-
-// set is the set that a change of elements is about.
-func (p *planner) set(e ruleset.ElementChange) *ruleset.Set { return p.want.Set(e.Set) }
-
-// split is everything in several batches of at most room bytes.
-func (p *planner) split(room int) ([][]message, error) {
-	if p.gradual() {
-		batches, err := p.steps(room)
+	if steps, ok := p.plan(); ok {
+		batches, err := p.gradual(steps, room)
 		if err != nil || batches != nil {
 			return batches, err
 		}
 	}
 	return p.closed(room)
+}
+
+// closed are batches of which the first ones take away everything that lets a
+// packet through and build up the sets; then come the rules, in their order,
+// and the policies last. It always works: the beginning of a list of rules,
+// with the policy to drop, lets nothing through that the whole list does not.
+func (p *planner) closed(room int) ([][]message, error) {
+	change := *p.change
+	change.Rules = true
+	p.change = &change
+	p.begin()
+	p.chains(ruleset.Drop, ruleset.Drop)
+	p.dropSets()
+	p.addSets()
+	for _, e := range p.change.Elements {
+		p.alter(p.want.Set(e.Set), e.Del, e.Add)
+	}
+	p.fill()
+	sets, err := p.take()
+	if err != nil {
+		return nil, err
+	}
+	p.rules()
+	p.chains(p.want.Output.Policy, p.want.Input.Policy)
+	rules, err := p.take()
+	return slices.Concat(pack(sets, room), pack(rules, room)), err
 }
 
 // roles are what the rules of a table do to what is in a set.
@@ -188,8 +219,9 @@ const (
 	closes
 )
 
-// rolesOf adds the roles of a table's sets. A rule that only logs gives none.
-func rolesOf(t *ruleset.Table, all map[string]roles) {
+// rolesOf finds the roles of a table's sets. A rule that only logs gives none.
+func rolesOf(t *ruleset.Table) map[string]roles {
+	all := map[string]roles{}
 	for _, c := range inOrder(t.Output, t.Input) {
 		for _, r := range c.Rules {
 			for _, m := range r.Match {
@@ -204,71 +236,68 @@ func rolesOf(t *ruleset.Table, all map[string]roles) {
 			}
 		}
 	}
-}
-
-// gradual reports whether the change can be made in steps between which the
-// table goes on to work. It cannot if a set opens before and closes after, if
-// a set must be replaced by one of its name, or if in a set that closes a
-// range is to become another one that overlaps it.
-func (p *planner) gradual() bool {
-	if p.change.New {
-		return false
-	}
-	for i := range p.change.AddSets {
-		if slices.Contains(p.change.DropSets, p.change.AddSets[i].Name) {
-			return false
-		}
-	}
-	all := p.roles()
-	for _, e := range p.change.Elements {
-		if r := all[e.Set]; r == opens|closes || r == closes && overlap(e.Del, e.Add) {
-			return false
-		}
-	}
-	return true
-}
-
-// roles are those of the table before and after.
-func (p *planner) roles() map[string]roles {
-	all := map[string]roles{}
-	rolesOf(p.have, all)
-	rolesOf(p.want, all)
 	return all
 }
 
-// overlap reports whether a range of a overlaps one of b. Both are sorted and
-// free of overlaps in themselves.
-func overlap(a, b []ruleset.Element) bool {
-	for len(a) > 0 && len(b) > 0 {
-		switch {
-		case a[0].Overlaps(b[0].Range):
-			return true
-		case a[0].From.Less(b[0].From):
-			a = a[1:]
-		default:
-			b = b[1:]
-		}
-	}
-	return false
+// step is the change of a set's elements on the way over others: from del to
+// mid before the rules change, from mid to add with them.
+type step struct {
+	set           *ruleset.Set
+	del, mid, add []ruleset.Element
 }
 
-// steps are batches between which the table works: first what closes, then the
-// rules, then what opens, so that nothing is open in between that is not open
-// before or after. New sets come first, since no rule refers to them. nil if
-// the rules alone are more than a batch can have.
-func (p *planner) steps(room int) ([][]message, error) {
-	all := p.roles()
-	p.addSets()
-	p.fill()
-	for _, e := range p.change.Elements {
-		if all[e.Set] == closes {
-			p.elements(p.set(e), e.Add, false)
-		} else {
-			p.elements(p.set(e), e.Del, true)
+// plan finds the steps by which a table that goes on to work becomes the other
+// one. Sets that open have in between only what they have before and after,
+// sets that close what they have before or after: so under the old rules with
+// any part of the first step done nothing is open that was not, and under the
+// new ones with any part of the second step nothing that will not be.
+//
+// It is impossible if the table itself or a set is to be replaced by one of
+// the same name, or if a set both opens and closes.
+func (p *planner) plan() (steps []step, ok bool) {
+	if p.change.New {
+		return nil, false
+	}
+	for i := range p.change.AddSets {
+		if slices.Contains(p.change.DropSets, p.change.AddSets[i].Name) {
+			return nil, false
 		}
 	}
-	before, err := p.take()
-	if err != nil {
+	before, after := rolesOf(p.have), rolesOf(p.want)
+	for _, e := range p.change.Elements {
+		s := step{set: p.want.Set(e.Set), del: e.Del, add: e.Add}
+		switch was, is := before[e.Set], after[e.Set]; {
+		case was|is == opens|closes:
+			return nil, false
+		case was == 0: // means nothing yet
+			s.mid = s.add
+		case is == 0: // means nothing any more
+			s.mid = s.del
+		case is == opens:
+			s.mid = intersection(s.del, s.add)
+		default:
+			s.mid = union(s.del, s.add)
+		}
+		steps = append(steps, s)
+	}
+	return steps, true
+}
+
+// gradual are the batches of steps. New sets are filled first, since no rule
+// refers to them yet. The result is nil if a batch had to be torn apart that
+// cannot be.
+func (p *planner) gradual(steps []step, room int) ([][]message, error) {
+	torn := false // a range would be open between its deletion and addition
+	of := rolesOf(p.want)
+	p.addSets()
+	p.fill()
+	for _, s := range steps {
+		del, add := without(s.del, s.mid), without(s.mid, s.del)
+		torn = torn || of[s.set.Name]&closes != 0 && overlap(del, add)
+		p.alter(s.set, del, add)
+	}
+	first, err := p.take()
+	if err != nil || torn && size(first) > room {
 		return nil, err
 	}
 	if p.change.Rules {
@@ -277,45 +306,99 @@ func (p *planner) steps(room int) ([][]message, error) {
 		p.dropSets()
 		p.rules()
 	}
-	middle, err := p.take()
-	if err != nil || size(middle) > room {
-		return nil, err
+	rules := len(p.msgs)
+	torn = false
+	for _, s := range steps {
+		del, add := without(s.mid, s.add), without(s.add, s.mid)
+		torn = torn || of[s.set.Name]&closes != 0 && overlap(del, add)
+		p.alter(s.set, del, add)
 	}
-	for _, e := range p.change.Elements {
-		if all[e.Set] == closes {
-			p.elements(p.set(e), e.Del, true)
-		} else {
-			p.elements(p.set(e), e.Add, false)
-		}
-	}
-	after, err := p.take()
+	second, err := p.take()
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(pack(before, room), pack(middle, room), pack(after, room)), nil
+	if size(second) <= room {
+		return slices.Concat(pack(first, room), pack(second, room)), nil
+	}
+	if torn || size(second[:rules]) > room {
+		return nil, nil
+	}
+	return slices.Concat(pack(first, room), pack(second[:rules], room), pack(second[rules:], room)), nil
 }
 
-// closed are batches of which the first takes away everything that lets a
-// packet through; the others build up, sets first, then rules in their order,
-// and the policies last. It always works: the beginning of a list of rules,
-// with the policy to drop, lets nothing through that the whole list does not.
-func (p *planner) closed(room int) ([][]message, error) {
-	change := *p.change
-	change.Rules = true
-	p.change = &change
-	p.begin()
-	p.chains(ruleset.Drop, ruleset.Drop)
-	p.dropSets()
-	p.addSets()
-	for _, e := range p.change.Elements {
-		p.elements(p.set(e), e.Del, true)
-		p.elements(p.set(e), e.Add, false)
+// overlap reports whether a range of a overlaps one of b. Both are sorted and
+// free of overlaps in themselves, as below.
+func overlap(a, b []ruleset.Element) bool { return len(intersection(a, b)) > 0 }
+
+// intersection is what is both in a and in b. Ranges of a stay what they are
+// if b has all of them.
+func intersection(a, b []ruleset.Element) (both []ruleset.Element) {
+	for len(a) > 0 && len(b) > 0 {
+		if a[0].Overlaps(b[0].Range) {
+			e := b[0]
+			e.From = later(a[0].From, b[0].From)
+			if b[0].To.Compare(a[0].To) > 0 {
+				e.To = a[0].To
+			}
+			if e.Range == a[0].Range {
+				e = a[0]
+			}
+			both = append(both, e)
+		}
+		if a[0].To.Less(b[0].To) {
+			a = a[1:]
+		} else {
+			b = b[1:]
+		}
 	}
-	p.fill()
-	p.rules()
-	p.chains(p.want.Output.Policy, p.want.Input.Policy)
-	msgs, err := p.take()
-	return pack(msgs, room), err
+	return both
+}
+
+func later(a, b netip.Addr) netip.Addr {
+	if a.Less(b) {
+		return b
+	}
+	return a
+}
+
+// union is what is in a or in b, joined where they overlap. Ranges of a stay
+// what they are if they cover what they overlap.
+func union(a, b []ruleset.Element) (either []ruleset.Element) {
+	for len(a)+len(b) > 0 {
+		var e ruleset.Element
+		fromA := len(b) == 0 || len(a) > 0 && a[0].From.Compare(b[0].From) <= 0
+		if fromA {
+			e, a = a[0], a[1:]
+		} else {
+			e, b = b[0], b[1:]
+		}
+		if n := len(either); n == 0 || !either[n-1].Overlaps(e.Range) {
+			either = append(either, e)
+			continue
+		}
+		last := &either[len(either)-1]
+		switch {
+		case e.From == last.From && e.To == last.To: // a's came first
+		case last.To.Less(e.To):
+			last.To = e.To
+			last.Timeout, last.Expires = e.Timeout, 0
+		}
+	}
+	return either
+}
+
+// without are the elements of a that are not in b just so.
+func without(a, b []ruleset.Element) (rest []ruleset.Element) {
+	in := make(map[ruleset.Range]time.Duration, len(b))
+	for _, e := range b {
+		in[e.Range] = e.Timeout
+	}
+	for _, e := range a {
+		if timeout, ok := in[e.Range]; !ok || timeout != e.Timeout {
+			rest = append(rest, e)
+		}
+	}
+	return rest
 }
 
 // pack distributes messages over batches, in their order.

@@ -79,6 +79,9 @@ func (r Range) valid() bool {
 // what another one contains. The kernel refuses overlapping intervals. The
 // prefixes must be valid; host bits do not matter.
 func MergePrefixes(p []netip.Prefix) []Element {
+	if len(p) == 0 {
+		return nil
+	}
 	sorted := make([]netip.Prefix, len(p))
 	for i := range p {
 		sorted[i] = p[i].Masked()
