@@ -139,6 +139,10 @@ func ociState(t testing.TB, name, dir string, pid int) []byte {
 }
 
 func TestScripts(t *testing.T) {
+	rulesets, err := filepath.Abs("../nl/ruleset/testdata") // as the existing systems write them
+	if err != nil {
+		t.Fatal(err)
+	}
 	type key struct{}
 	of := func(ts *testscript.TestScript) *machine { return ts.Value(key{}).(*machine) }
 	testscript.Run(t, testscript.Params{
@@ -148,6 +152,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("TEROK_SHIELD_STATE_DIR", filepath.Join(e.WorkDir, "state"))
 			e.Setenv("NO_COLOR", "1")
+			e.Setenv("RULESETS", rulesets)
 			e.Values[key{}] = &machine{t: e.T().(testing.TB), containers: make(map[string]*standIn)}
 			return os.Mkdir(filepath.Join(e.WorkDir, "state"), 0o700)
 		},

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
@@ -28,10 +29,17 @@ the container's network namespace; any doubt ends in exit code 1, and the
 runtime then refuses to start the container. poststop cleans up.
 `
 
+// memoryLimit in bytes, from which on garbage is collected after all: several
+// times what 50,000 addresses take.
+const memoryLimit = 256 << 20
+
 // Run is the hook. args[0] is the stage, createRuntime by default. It moves
 // its thread into the container's network namespace and leaves it there: the
 // caller must be locked to it and end soon. Signals have their default effect.
 func Run(env *cmdenv.Env, args []string) int {
+	// A hook ends before collecting garbage would pay.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(memoryLimit)
 	stage := "createRuntime"
 	if len(args) > 0 {
 		stage = args[0]

@@ -150,6 +150,13 @@ func (b *Bundle) write(name string, data []byte, limit int64, d durability) (err
 			return err
 		}
 	}
+	if d == volatile {
+		// ext4 starts writing a file out when it replaces another one, which
+		// takes longer than all the rest. Nobody minds if it is missing.
+		if err := b.remove(name); err != nil {
+			return err
+		}
+	}
 	if err := b.root.Rename(temp, name); err != nil {
 		return err
 	}

@@ -343,16 +343,7 @@ func (f *Firewall) transition(to ruleset.State, prefix string) error {
 	if err != nil {
 		return fmt.Errorf("ruleset.nft: %w", err)
 	}
-	params, err := ruleset.ParamsOf(prepared)
-	if err != nil {
-		return fmt.Errorf("ruleset.nft: %w", err)
-	}
-	p, err := f.policy()
-	if err != nil {
-		return err
-	}
-	params.Allow, params.Deny = bundle.Effective(p.profile, p.live, p.deny)
-	want, err := ruleset.Build(to, params)
+	want, err := f.target(prepared, to)
 	if err != nil {
 		return err
 	}
@@ -367,6 +358,37 @@ func (f *Firewall) transition(to ruleset.State, prefix string) error {
 	}
 	return nil
 }
+
+// target is the table of a state of a container that was prepared with that
+// ruleset. One whose addresses are sorted by origin comes from a later
+// version of the other terok-shield, which keeps them in files of its own: it
+// can be quarantined and put back.
+func (f *Firewall) target(prepared *ruleset.Table, to ruleset.State) (*ruleset.Table, error) {
+	switch {
+	case to == ruleset.Quarantine:
+		return ruleset.Build(to, ruleset.Params{})
+	case foreign(prepared) && to == ruleset.Up:
+		return prepared, nil
+	case foreign(prepared):
+		return nil, errForeign
+	}
+	params, err := ruleset.ParamsOf(prepared)
+	if err != nil {
+		return nil, fmt.Errorf("ruleset.nft: %w", err)
+	}
+	p, err := f.policy()
+	if err != nil {
+		return nil, err
+	}
+	params.Allow, params.Deny = bundle.Effective(p.profile, p.live, p.deny)
+	return ruleset.Build(to, params)
+}
+
+var errForeign = errors.New("it was prepared by a later version of the other terok-shield, whose lists this one does not change: use that one")
+
+// foreign reports whether a table keeps what is allowed elsewhere than in our
+// sets. A quarantined one keeps nothing.
+func foreign(t *ruleset.Table) bool { return len(t.Sets) > 0 && t.Set("allow_v4") == nil }
 
 // change allows or denies addresses: kernel and files together.
 func (f *Firewall) change(req control.Request, resp *control.Response) error {
@@ -384,6 +406,8 @@ func (f *Firewall) change(req control.Request, resp *control.Response) error {
 		return errNoTable
 	case state == ruleset.Error:
 		return fmt.Errorf("its firewall is in no known state (%w); mend it with: terok-shield up %s", why, f.container)
+	case foreign(have):
+		return errForeign
 	case state == ruleset.Quarantine && req.Op == control.OpAllow:
 		return fmt.Errorf("it is in quarantine, where nothing is allowed; lift it with: terok-shield up %s", f.container)
 	}
