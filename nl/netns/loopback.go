@@ -55,7 +55,9 @@ func addLoopbackAddr(a netip.Addr) error {
 	msg := make([]byte, unix.SizeofNlMsghdr)
 	order.PutUint16(msg[4:], unix.RTM_NEWADDR)
 	order.PutUint16(msg[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	msg = append(msg, family, byte(a.BitLen()), 0, unix.RT_SCOPE_HOST) // struct ifaddrmsg
+	// struct ifaddrmsg; nobody else can have the address, and a socket is to be
+	// bound to it at once.
+	msg = append(msg, family, byte(a.BitLen()), unix.IFA_F_NODAD, unix.RT_SCOPE_HOST)
 	msg = order.AppendUint32(msg, loIndex)
 	for _, attr := range []uint16{unix.IFA_LOCAL, unix.IFA_ADDRESS} {
 		b := a.AsSlice()

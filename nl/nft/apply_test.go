@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -108,7 +109,7 @@ func TestStepsOpenNothing(t *testing.T) {
 	ns := kerneltest.NewNS(t)
 	r := rand.New(rand.NewPCG(5, 5))
 	var gradual, closed, batches int
-	for i := range 60 {
+	for i := range 90 {
 		c := dialIn(t, ns)
 		sendBuffer(t, c, 1) // the kernel's minimum, 4.5 kB
 		var before, after *ruleset.Table
@@ -122,7 +123,7 @@ func TestStepsOpenNothing(t *testing.T) {
 			return build(t, pick(r, states...), ruleset.Params{Allow: from[:20+r.IntN(20)], Deny: from[40:]})
 		}
 		before, after = random(), random()
-		if i%10 == 9 {
+		if i%3 == 2 {
 			// Structures that do not exist in reality must not confuse it.
 			before, after = randomTable(r), randomTable(r)
 		}
@@ -134,12 +135,12 @@ func TestStepsOpenNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := &planner{have: before, want: norm, change: ruleset.Diff(before, norm), replace: true}
+		p := &planner{have: before, want: norm, change: ruleset.Diff(before, norm), replace: true, room: c.s.room}
 		if p.change.Empty() {
 			continue
 		}
-		g := p.gradual()
-		steps, err := p.split(c.s.room(0))
+		_, g := p.plan()
+		steps, err := p.batches()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,10 +189,10 @@ func TestStepsKeepOpen(t *testing.T) {
 	if err := c.Apply(before); err != nil {
 		t.Fatal(err)
 	}
-	sendBuffer(t, c, 30_000)
-	p := &planner{have: list(t, c), want: after, change: ruleset.Diff(list(t, c), after)}
-	steps, err := p.split(c.s.room(0))
-	if err != nil || len(steps) < 3 {
+	sendBuffer(t, c, 12_000)
+	p := &planner{have: list(t, c), want: after, change: ruleset.Diff(list(t, c), after), room: c.s.room}
+	steps, err := p.batches()
+	if err != nil || len(steps) < 4 {
 		t.Fatalf("%d steps, %v", len(steps), err)
 	}
 	for i, step := range steps {
@@ -260,30 +261,76 @@ func TestConcurrentAppliers(t *testing.T) {
 	}
 }
 
+// A resolver that writes all the time does not keep others from reading and
+// changing the table.
+func TestBusyResolver(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	c, resolver := dialIn(t, ns), dialIn(t, ns)
+	up, down := build(t, ruleset.Up, params), build(t, ruleset.Down, params)
+	if err := c.Apply(up); err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		defer func() { done <- n }()
+		set := up.Set("learned_v4")
+		for ; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			var w writer
+			a := netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)})
+			w.encodeElements(set, []ruleset.Element{{Range: ruleset.Range{From: a, To: a}, Timeout: time.Hour}}, false)
+			if err := resolver.s.batch([]message{{unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, w.b, "learn"}}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for i := range 100 {
+		have := list(t, c)
+		if change := ruleset.Diff(have, up); !change.Empty() {
+			t.Fatalf("listing %d: %s", i, change)
+		}
+		for _, s := range []*ruleset.Table{down, up} {
+			if err := c.Apply(s); err != nil {
+				t.Fatalf("%d: %v", i, err)
+			}
+		}
+	}
+	close(stop)
+	if n := <-done; n < 1000 {
+		t.Errorf("only %d addresses learned: this test shows nothing", n)
+	}
+}
+
 // The table vanishes or appears between reading and writing.
 func TestChangedMeanwhile(t *testing.T) {
 	ns := kerneltest.NewNS(t)
 	c := dialIn(t, ns)
 	want := build(t, ruleset.Up, params)
-	p := planner{want: want, change: ruleset.Diff(nil, want)}
-	add, err := p.whole()
-	if err != nil {
+	p := planner{want: want, change: ruleset.Diff(nil, want), room: c.s.room}
+	add, err := p.batches()
+	if err != nil || len(add) != 1 {
+		t.Fatalf("%d batches, %v", len(add), err)
+	}
+	if err := c.s.batch(add[0]); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.s.batch(add); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.s.batch(add); !errors.Is(err, unix.EEXIST) || !again(err) {
+	if err := c.s.batch(add[0]); !errors.Is(err, unix.EEXIST) || !again(err) {
 		t.Errorf("a table that appeared is added to: %v", err)
 	}
 	down := build(t, ruleset.Down, params)
-	p = planner{have: want, want: down, change: ruleset.Diff(want, down), replace: true}
-	alter, err := p.whole()
-	if err != nil {
-		t.Fatal(err)
+	p = planner{have: want, want: down, change: ruleset.Diff(want, down), replace: true, room: c.s.room}
+	alter, err := p.batches()
+	if err != nil || len(alter) != 1 {
+		t.Fatalf("%d batches, %v", len(alter), err)
 	}
 	kerneltest.NFT(t, ns, "", "flush", "ruleset")
-	if err := c.s.batch(alter); !errors.Is(err, unix.ENOENT) || !again(err) {
+	if err := c.s.batch(alter[0]); !errors.Is(err, unix.ENOENT) || !again(err) {
 		t.Errorf("a table that vanished is changed: %v", err)
 	}
 	if have, err := c.List(); have != nil || err != nil {

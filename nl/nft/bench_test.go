@@ -89,3 +89,18 @@ func BenchmarkList(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkNFT loads the same table with nft, for comparison. In a namespace
+// of an ordinary user it cannot load 10,000 addresses.
+func BenchmarkNFT(b *testing.B) {
+	text := build(b, ruleset.Up, ruleset.Params{DNS: params.DNS, Allow: hosts(100, 1)}).String()
+	for b.Loop() {
+		b.StopTimer()
+		ns := kerneltest.NewNS(b)
+		b.StartTimer()
+		kerneltest.NFT(b, ns, text, "-f", "-")
+		b.StopTimer()
+		ns.Close()
+		b.StartTimer()
+	}
+}

@@ -205,7 +205,7 @@ func TestForeign(t *testing.T) {
 		ruleIn("ip daddr vmap { 192.0.2.1 : accept }"),
 		ruleIn("ip daddr 192.0.2.1-192.0.2.9 accept"),
 		"set s { type ipv4_addr; }" + ruleIn("ip daddr != @s accept"),
-		"set s { type ipv4_addr; }" + ruleIn("ip saddr @s accept"),
+		"set s { type ipv4_addr; }" + ruleIn("ip saddr != @s accept"),
 		"set s { type ipv4_addr; flags dynamic, timeout; }" + ruleIn("add @s { ip daddr timeout 1m } accept"),
 		ruleIn("oifname != \"lo\" accept"),
 		ruleIn("oifname \"eth*\" accept"),

@@ -139,7 +139,7 @@ func (s *socket) apply(want *ruleset.Table) error {
 			}
 			return last
 		}
-		p := planner{have: have.table, want: want, change: change, replace: have.exists}
+		p := planner{have: have.table, want: want, change: change, replace: have.exists, room: s.room}
 		if last = s.carryOut(&p); last != nil && !again(last) {
 			return last
 		}
@@ -148,7 +148,7 @@ func (s *socket) apply(want *ruleset.Table) error {
 
 // carryOut sends what p plans.
 func (s *socket) carryOut(p *planner) error {
-	batches, err := p.batches(s.room(p.estimate()))
+	batches, err := p.batches()
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func explain(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("CAP_NET_ADMIN in the user namespace that owns the network namespace is needed: %w", err)
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("this kernel's nf_tables lacks something (inet family, log, reject, ct, limit and sets are needed): %w", err)
 	}
 	return err

@@ -21,7 +21,8 @@ type planner struct {
 	have    *ruleset.Table // nil: none that can be changed
 	want    *ruleset.Table
 	change  *ruleset.Change
-	replace bool // there is a table that cannot be changed
+	replace bool               // there is a table that cannot be changed
+	room    func(want int) int // how many bytes a batch can have, if it has to have want
 
 	ids  uint32 // of new sets
 	msgs []message
@@ -33,6 +34,11 @@ func size(msgs []message) (n int) {
 		n += msgs[i].size()
 	}
 	return n
+}
+
+func (p *planner) fits(msgs []message) bool {
+	n := size(msgs)
+	return n <= p.room(n)
 }
 
 // take is what was planned since it was called last.
@@ -160,9 +166,8 @@ func (p *planner) elements(s *ruleset.Set, elements []ruleset.Element, remove bo
 	}
 }
 
-// batches are what is to be sent one after the other, each of at most room
-// bytes.
-func (p *planner) batches(room int) ([][]message, error) {
+// batches are what is to be sent one after the other.
+func (p *planner) batches() ([][]message, error) {
 	if p.change.New && !p.replace {
 		// Everything is open before: one batch cannot open more. The order is
 		// that of nft, since it shows in the numbers of objects.
@@ -172,24 +177,24 @@ func (p *planner) batches(room int) ([][]message, error) {
 		p.fill()
 		p.rules()
 		msgs, err := p.take()
-		if err != nil || size(msgs) <= room {
+		if err != nil || p.fits(msgs) {
 			return [][]message{msgs}, err
 		}
 	}
 	if steps, ok := p.plan(); ok {
-		batches, err := p.gradual(steps, room)
+		batches, err := p.gradual(steps)
 		if err != nil || batches != nil {
 			return batches, err
 		}
 	}
-	return p.closed(room)
+	return p.closed()
 }
 
 // closed are batches of which the first ones take away everything that lets a
 // packet through and build up the sets; then come the rules, in their order,
 // and the policies last. It always works: the beginning of a list of rules,
 // with the policy to drop, lets nothing through that the whole list does not.
-func (p *planner) closed(room int) ([][]message, error) {
+func (p *planner) closed() ([][]message, error) {
 	change := *p.change
 	change.Rules = true
 	p.change = &change
@@ -208,7 +213,7 @@ func (p *planner) closed(room int) ([][]message, error) {
 	p.rules()
 	p.chains(p.want.Output.Policy, p.want.Input.Policy)
 	rules, err := p.take()
-	return slices.Concat(pack(sets, room), pack(rules, room)), err
+	return slices.Concat(p.pack(sets), p.pack(rules)), err
 }
 
 // roles are what the rules of a table do to what is in a set.
@@ -225,13 +230,20 @@ func rolesOf(t *ruleset.Table) map[string]roles {
 	for _, c := range inOrder(t.Output, t.Input) {
 		for _, r := range c.Rules {
 			for _, m := range r.Match {
-				in, ok := m.(ruleset.DaddrIn)
-				switch {
-				case !ok:
-				case r.Verdict == ruleset.Accept:
-					all[in.Set] |= opens
-				case r.Verdict != ruleset.Continue:
-					all[in.Set] |= closes
+				var set string
+				switch m := m.(type) {
+				case ruleset.DaddrIn:
+					set = m.Set
+				case ruleset.SaddrIn:
+					set = m.Set
+				default:
+					continue
+				}
+				switch r.Verdict {
+				case ruleset.Accept:
+					all[set] |= opens
+				case ruleset.Drop, ruleset.Reject:
+					all[set] |= closes
 				}
 			}
 		}
@@ -286,7 +298,7 @@ func (p *planner) plan() (steps []step, ok bool) {
 // gradual are the batches of steps. New sets are filled first, since no rule
 // refers to them yet. The result is nil if a batch had to be torn apart that
 // cannot be.
-func (p *planner) gradual(steps []step, room int) ([][]message, error) {
+func (p *planner) gradual(steps []step) ([][]message, error) {
 	torn := false // a range would be open between its deletion and addition
 	of := rolesOf(p.want)
 	p.addSets()
@@ -297,7 +309,7 @@ func (p *planner) gradual(steps []step, room int) ([][]message, error) {
 		p.alter(s.set, del, add)
 	}
 	first, err := p.take()
-	if err != nil || torn && size(first) > room {
+	if err != nil || torn && !p.fits(first) {
 		return nil, err
 	}
 	if p.change.Rules {
@@ -317,13 +329,13 @@ func (p *planner) gradual(steps []step, room int) ([][]message, error) {
 	if err != nil {
 		return nil, err
 	}
-	if size(second) <= room {
-		return slices.Concat(pack(first, room), pack(second, room)), nil
+	if p.fits(second) {
+		return slices.Concat(p.pack(first), p.pack(second)), nil
 	}
-	if torn || size(second[:rules]) > room {
+	if torn || !p.fits(second[:rules]) {
 		return nil, nil
 	}
-	return slices.Concat(pack(first, room), pack(second[:rules], room), pack(second[rules:], room)), nil
+	return slices.Concat(p.pack(first), p.pack(second[:rules]), p.pack(second[rules:])), nil
 }
 
 // overlap reports whether a range of a overlaps one of b. Both are sorted and
@@ -377,9 +389,7 @@ func union(a, b []ruleset.Element) (either []ruleset.Element) {
 			continue
 		}
 		last := &either[len(either)-1]
-		switch {
-		case e.From == last.From && e.To == last.To: // a's came first
-		case last.To.Less(e.To):
+		if last.To.Less(e.To) {
 			last.To = e.To
 			last.Timeout, last.Expires = e.Timeout, 0
 		}
@@ -402,8 +412,8 @@ func without(a, b []ruleset.Element) (rest []ruleset.Element) {
 }
 
 // pack distributes messages over batches, in their order.
-func pack(msgs []message, room int) (batches [][]message) {
-	var used int
+func (p *planner) pack(msgs []message) (batches [][]message) {
+	room, used := p.room(size(msgs)), 0
 	for i, m := range msgs {
 		if n := m.size(); i == 0 || used+n > room {
 			batches, used = append(batches, nil), 0

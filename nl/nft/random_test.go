@@ -100,7 +100,7 @@ func randomRule(r *rand.Rand, sets []ruleset.Set) ruleset.Rule {
 	}
 	for _, s := range sets {
 		if s.V6 == v6 {
-			add(ruleset.DaddrIn{Set: s.Name, V6: v6})
+			add(pick[ruleset.Match](r, ruleset.DaddrIn{Set: s.Name, V6: v6}, ruleset.SaddrIn{Set: s.Name, V6: v6}))
 			break
 		}
 	}

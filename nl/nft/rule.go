@@ -18,8 +18,10 @@ const (
 
 	ifNameSize = 16 // IFNAMSIZ
 
-	offsetDaddr4 = 16 // of the destination in an IPv4 header
-	offsetDaddr6 = 24 // and in an IPv6 header
+	offsetSaddr4 = 12 // of the source in an IPv4 header
+	offsetDaddr4 = 16 // and of the destination
+	offsetSaddr6 = 8  // of the source in an IPv6 header
+	offsetDaddr6 = 24 // and of the destination
 	offsetDPort  = 2  // of the destination port in a TCP or UDP header
 
 	protoICMPv6 = 58 // IPPROTO_ICMPV6
@@ -104,10 +106,15 @@ func (e *encoder) match(m ruleset.Match) error {
 		e.cmp(unix.NFT_CMP_EQ, addr)
 	case ruleset.DaddrIn:
 		e.daddr(m.V6, addrSize(m.V6))
-		e.expr("lookup", func() {
-			e.str(unix.NFTA_LOOKUP_SET, m.Set)
-			e.u32(unix.NFTA_LOOKUP_SREG, register)
-		})
+		e.lookup(m.Set)
+	case ruleset.SaddrIn:
+		e.network(m.V6)
+		offset := uint32(offsetSaddr4)
+		if m.V6 {
+			offset = offsetSaddr6
+		}
+		e.payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, uint32(addrSize(m.V6)))
+		e.lookup(m.Set)
 	default:
 		return fmt.Errorf("a match of type %T is not known", m)
 	}
@@ -194,6 +201,13 @@ func (e *encoder) payload(base, offset, size uint32) {
 		e.u32(unix.NFTA_PAYLOAD_BASE, base)
 		e.u32(unix.NFTA_PAYLOAD_OFFSET, offset)
 		e.u32(unix.NFTA_PAYLOAD_LEN, size)
+	})
+}
+
+func (e *encoder) lookup(set string) {
+	e.expr("lookup", func() {
+		e.str(unix.NFTA_LOOKUP_SET, set)
+		e.u32(unix.NFTA_LOOKUP_SREG, register)
 	})
 }
 
@@ -514,6 +528,11 @@ func (d *decoder) payload(e *fields) (ruleset.Match, error) {
 		base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == offsetDaddr6 && d.l3 == unix.NFPROTO_IPV6:
 		d.use3 = true
 		return d.daddr(reg, int(size))
+	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == offsetSaddr4 && size == 4 && d.l3 == unix.NFPROTO_IPV4,
+		base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == offsetSaddr6 && size == 16 && d.l3 == unix.NFPROTO_IPV6:
+		d.use3 = true
+		set, err := d.lookup(reg)
+		return ruleset.SaddrIn{Set: set, V6: d.l3 == unix.NFPROTO_IPV6}, err
 	}
 	return nil, foreign("a match of %d bytes at %d of header %d", size, offset, base)
 }
@@ -525,12 +544,9 @@ func (d *decoder) daddr(reg uint32, n int) (ruleset.Match, error) {
 	if n < 1 || n > size {
 		return nil, foreign("a match of %d bytes of an address", n)
 	}
-	if e, ok := d.next("lookup"); ok {
-		if n != size || !e.is(unix.NFTA_LOOKUP_SREG, reg) || !e.has(unix.NFTA_LOOKUP_SET) ||
-			!e.only(unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_SET) {
-			return nil, foreign("a set lookup of unknown form")
-		}
-		return ruleset.DaddrIn{Set: e.str(unix.NFTA_LOOKUP_SET), V6: v6}, nil
+	if n == size && d.is("lookup") {
+		set, err := d.lookup(reg)
+		return ruleset.DaddrIn{Set: set, V6: v6}, err
 	}
 	bits := 8 * n
 	if d.is("bitwise") {
@@ -561,6 +577,16 @@ func (d *decoder) daddr(reg uint32, n int) (ruleset.Match, error) {
 		return nil, foreign("an address %s that its mask cannot leave", p)
 	}
 	return ruleset.Daddr(p), nil
+}
+
+// lookup takes a lookup of the register in a set.
+func (d *decoder) lookup(reg uint32) (set string, err error) {
+	e, ok := d.next("lookup")
+	if !ok || !e.is(unix.NFTA_LOOKUP_SREG, reg) || !e.has(unix.NFTA_LOOKUP_SET) ||
+		!e.only(unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_SET) {
+		return "", foreign("a set lookup of unknown form")
+	}
+	return e.str(unix.NFTA_LOOKUP_SET), nil
 }
 
 func (d *decoder) statements(r *ruleset.Rule) error {

@@ -125,13 +125,17 @@ func TestTransitionsUnderTraffic(t *testing.T) {
 			t.Errorf("%d packets to the allowed %s were refused", n, addr)
 		}
 	}
-	// Not disengaged, which lets private addresses through.
-	flip(1, build(t, ruleset.Up, p))
-	before := arrived[private].Load()
+	// Not disengaged, which lets private addresses through. In the last two the
+	// denied addresses are only blocked, so that the others have to deny and
+	// open at once.
+	if err := c.Apply(build(t, ruleset.Up, p)); err != nil {
+		t.Fatal(err)
+	}
 	time.Sleep(20 * time.Millisecond) // what is still on its way
-	before = arrived[private].Load()
-	flip(200, build(t, ruleset.Down, more), build(t, ruleset.Up, p), build(t, ruleset.Quarantine, p), build(t, ruleset.Up, more))
-
+	before := arrived[private].Load()
+	blocked := ruleset.Params{Allow: p.Allow[:1]}
+	flip(300, build(t, ruleset.Down, more), build(t, ruleset.Quarantine, p), build(t, ruleset.Up, p),
+		build(t, ruleset.Up, blocked), build(t, ruleset.Down, p), build(t, ruleset.Up, blocked), build(t, ruleset.Up, more))
 	for _, s := range senders {
 		s.end(t)
 	}

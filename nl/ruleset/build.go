@@ -128,6 +128,8 @@ func Build(s State, p Params) (*Table, error) {
 	t.Output = output(s, p.DNS, ports, slices.Compact(hosts))
 	t.Input = Chain{Policy: Drop, Rules: []Rule{
 		accept(IIf("lo")),
+		// A denied peer of a live connection would go on sending.
+		dropFrom(setDeny, false), dropFrom(setDeny, true),
 		accept(CTEstablished | CTRelated),
 		accept(NDRouterAdvert),
 		accept(NDNeighborSolicit),
@@ -153,6 +155,15 @@ var (
 )
 
 func accept(m ...Match) Rule { return Rule{Match: m, Verdict: Accept} }
+
+// dropFrom is the input rule that stops what comes from a set.
+func dropFrom(set string, v6 bool) Rule {
+	name := set + "_v4"
+	if v6 {
+		name = set + "_v6"
+	}
+	return Rule{Match: []Match{SaddrIn{Set: name, V6: v6}}, Verdict: Drop}
+}
 
 // logged is a rule that logs, after its twin: the same match and verdict for
 // what is too much to be logged.

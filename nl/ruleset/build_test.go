@@ -128,6 +128,8 @@ func TestBuildUp(t *testing.T) {
 	chain input {
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
+		ip saddr @deny_v4 drop
+		ip6 saddr @deny_v6 drop
 		ct state established,related accept
 		icmpv6 type nd-router-advert accept
 		icmpv6 type nd-neighbor-solicit accept
@@ -222,7 +224,7 @@ func TestBuildRefuses(t *testing.T) {
 		"host invalid":    {Up, Params{Hosts: []netip.Addr{{}}}, "host is not an address"},
 		"port 0":          {Up, Params{Ports: []uint16{0}}, "port 0 cannot be opened"},
 		"prefix":          {Up, Params{Allow: []netip.Prefix{{}}}, "allow list: not a prefix: invalid Prefix"},
-		"many ports":      {Up, Params{Ports: many, Hosts: hosts("10.0.0.1").Hosts}, "65535 ports towards 1 hosts make 65566 rules, 1000 are possible: open fewer ports"},
+		"many ports":      {Up, Params{Ports: many, Hosts: hosts("10.0.0.1").Hosts}, "65535 ports towards 1 hosts make 65568 rules, 1000 are possible: open fewer ports"},
 		"many prefixes":   {Up, Params{Deny: wide}, "50001 addresses to allow and deny, 50000 are possible: use wider prefixes"},
 	} {
 		t.Run(name, func(t *testing.T) {

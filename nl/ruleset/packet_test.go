@@ -38,6 +38,8 @@ func (p packet) matches(t *Table, m Match) bool {
 		s := t.Set(m.Set)
 		return s != nil && s.V6 == m.V6 && s.V6 == p.daddr.Is6() &&
 			slices.ContainsFunc(s.Elements, func(e Element) bool { return e.Contains(p.daddr) })
+	case SaddrIn:
+		return true // whatever the container's own address is
 	case ICMPv6:
 		return p.proto == protoICMPv6 && p.icmp == m
 	}

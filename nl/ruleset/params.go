@@ -49,8 +49,8 @@ func ParamsOf(t *Table) (Params, error) {
 // WithAddresses is a copy of t whose allow and deny sets hold these
 // addresses, permanently; a table that has no sets of these names is copied
 // as it is. The existing systems ask the allow sets first, which their
-// resolver goes on to fill: in a copy of their table deny comes first, as in
-// ours, so that it wins and cuts live connections.
+// resolver goes on to fill: in a copy of their table deny comes first, and in
+// both directions, as in ours, so that it wins and cuts live connections.
 func WithAddresses(t *Table, allow, deny []netip.Prefix) *Table {
 	out := &Table{Sets: slices.Clone(t.Sets), Output: t.Output, Input: t.Input}
 	for i := range out.Sets {
@@ -87,9 +87,17 @@ func WithAddresses(t *Table, allow, deny []netip.Prefix) *Table {
 		return 2
 	}
 	out.Output.Rules = slices.Clone(t.Output.Rules)
-	if t.Set(setLearned+"_v4") == nil {
-		slices.SortStableFunc(out.Output.Rules, func(a, b Rule) int { return cmp.Compare(rank(a), rank(b)) })
+	if t.Set(setLearned+"_v4") != nil || t.Set(setDeny+"_v4") == nil || t.Set(setDeny+"_v6") == nil {
+		return out
 	}
+	slices.SortStableFunc(out.Output.Rules, func(a, b Rule) int { return cmp.Compare(rank(a), rank(b)) })
+	in := []Rule{dropFrom(setDeny, false), dropFrom(setDeny, true)}
+	rest := slices.Clone(t.Input.Rules)
+	if len(rest) > 0 && slices.Equal(rest[0].Match, []Match{IIf("lo")}) {
+		in, rest = append([]Rule{rest[0]}, in...), rest[1:]
+	}
+	rest = slices.DeleteFunc(rest, func(r Rule) bool { return slices.ContainsFunc(in, r.Equal) }) // done before
+	out.Input.Rules = append(in, rest...)
 	return out
 }
 

@@ -666,7 +666,7 @@ func (p *parser) match(t token) (Match, error) {
 		}
 		return DPort{proto, uint16(port)}, err
 	case "ip", "ip6":
-		return p.daddr(t)
+		return p.address(t)
 	default: // icmpv6
 		if err := p.words("type"); err != nil {
 			return nil, err
@@ -707,7 +707,24 @@ func (p *parser) ctState() (Match, error) {
 	}
 }
 
-func (p *parser) daddr(family token) (Match, error) {
+// address is what follows ip or ip6.
+func (p *parser) address(family token) (Match, error) {
+	v6 := family.text == "ip6"
+	if p.is("saddr") {
+		if err := p.advance(); err != nil {
+			return nil, err
+		}
+		t, err := p.take(tokWord, "a set")
+		if err != nil {
+			return nil, err
+		}
+		name, ok := strings.CutPrefix(t.text, "@")
+		if !ok {
+			return nil, syntaxError(t.line, "a source is only looked up in a set, not compared with %.60q", t.text)
+		}
+		p.uses = append(p.uses, setUse{DaddrIn{Set: name, V6: v6}, t.line})
+		return SaddrIn{Set: name, V6: v6}, nil
+	}
 	if err := p.words("daddr"); err != nil {
 		return nil, err
 	}
@@ -715,7 +732,6 @@ func (p *parser) daddr(family token) (Match, error) {
 	if err != nil {
 		return nil, err
 	}
-	v6 := family.text == "ip6"
 	if name, ok := strings.CutPrefix(t.text, "@"); ok {
 		m := DaddrIn{Set: name, V6: v6}
 		p.uses = append(p.uses, setUse{m, t.line})

@@ -259,6 +259,8 @@ func matchText(m Match) string {
 		return string(b)
 	case DaddrIn:
 		return family(m.V6) + " daddr @" + m.Set
+	case SaddrIn:
+		return family(m.V6) + " saddr @" + m.Set
 	case ICMPv6:
 		for _, n := range ndNames {
 			if n.typ == m {

@@ -111,7 +111,7 @@ const (
 	Reject
 )
 
-// Match is one condition of a rule: IIf, OIf, CT, DPort, Daddr, DaddrIn or
+// Match is one condition of a rule: IIf, OIf, CT, DPort, Daddr, DaddrIn, SaddrIn or
 // ICMPv6. The types are comparable.
 type Match interface{ match() }
 
@@ -131,6 +131,11 @@ type (
 	Daddr netip.Prefix
 	// DaddrIn is (ip|ip6) daddr @SET.
 	DaddrIn struct {
+		Set string
+		V6  bool
+	}
+	// SaddrIn is (ip|ip6) saddr @SET.
+	SaddrIn struct {
 		Set string
 		V6  bool
 	}
@@ -169,6 +174,7 @@ func (CT) match()      {}
 func (DPort) match()   {}
 func (Daddr) match()   {}
 func (DaddrIn) match() {}
+func (SaddrIn) match() {}
 func (ICMPv6) match()  {}
 
 // State is what a table does to the container's traffic.

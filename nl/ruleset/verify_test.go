@@ -127,7 +127,7 @@ func matchLists(t *Table) (list [][]Match) {
 		DaddrIn{"undeclared_v4", false},
 	}
 	for _, s := range t.Sets {
-		single = append(single, DaddrIn{s.Name, s.V6}, DaddrIn{s.Name, !s.V6})
+		single = append(single, DaddrIn{s.Name, s.V6}, DaddrIn{s.Name, !s.V6}, SaddrIn{s.Name, s.V6})
 	}
 	var daddr []Match
 	for _, p := range prefixes("0.0.0.0/0", "::/0", "169.254.1.1", "10.0.2.2", "10.9.9.9", "8.8.8.8", "fd00::2",

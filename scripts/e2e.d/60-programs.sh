@@ -87,5 +87,5 @@ test_works_where_no_helper_program_is_installed() {
   state c up
 }
 teardown() {
-  root sh -c 'grep -F terok-lab/share/absent /proc/self/mountinfo | cut -d" " -f5 | while read -r p; do umount "$p"; done'
+  root sh -c 'grep -F "/share/absent " /proc/self/mountinfo | cut -d" " -f5 | while read -r p; do umount "$p"; done'
 }

@@ -8,13 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 )
-
-// overflowUID stands for every user who has no id in the current user
-// namespace (the default of /proc/sys/kernel/overflowuid). In a rootless
-// Podman's namespace the real root, who owns / and /home, appears as this.
-const overflowUID = 65534
 
 // System directories: no state directory is one of them or lies below.
 var systemDirs = [...]string{
@@ -26,22 +20,16 @@ var systemDirs = [...]string{
 // it. euid is the caller's effective user id: the owner of the directory as
 // seen in the current user namespace, thus 0 in a rootless Podman's.
 func (s *State) StateDir(euid int) (string, error) {
-	uidMap, err := os.ReadFile("/proc/self/uid_map")
+	c, err := newCaller(euid)
 	if err != nil {
-		return "", fmt.Errorf("read the user id map: %w", err)
+		return "", err
 	}
-	return s.stateDir(euid, !fullMap(string(uidMap)))
-}
-
-// fullMap reports whether the map of user ids is the initial namespace's,
-// in which overflowUID is merely the user "nobody".
-func fullMap(uidMap string) bool {
-	return slices.Equal(strings.Fields(uidMap), []string{"0", "0", "4294967295"})
+	return s.stateDir(c)
 }
 
 // stateDir checks in a fixed order, so that the same mistake always gets the
 // same message.
-func (s *State) stateDir(euid int, nested bool) (string, error) {
+func (s *State) stateDir(c caller) (string, error) {
 	raw := s.Annotations[KeyStateDir]
 	fail := func(format string, a ...any) (string, error) {
 		return "", fmt.Errorf("state directory %s: %w", quote(raw), fmt.Errorf(format, a...))
@@ -79,45 +67,21 @@ func (s *State) stateDir(euid int, nested bool) (string, error) {
 	case !fi.IsDir():
 		return fail("is not a directory")
 	}
-	if uid := owner(fi); uid != euid {
-		return fail("belongs to uid %d, not to uid %d who starts the container", uid, euid)
+	if uid := owner(fi); uid != c.euid {
+		return fail("belongs to uid %d, not to uid %d who starts the container", uid, c.euid)
 	}
 	if perm := fi.Mode().Perm(); perm&0o022 != 0 {
 		return fail("can be written by others (mode %04o); run chmod 0700 on it", perm)
 	}
 	// Who may rename a parent decides what the path means.
 	for dir := filepath.Dir(resolved); ; dir = filepath.Dir(dir) {
-		if err := checkParent(dir, euid, nested); err != nil {
+		if err := c.checkParent(dir); err != nil {
 			return fail("%w", err)
 		}
 		if dir == "/" {
 			return resolved, nil
 		}
 	}
-}
-
-func checkParent(dir string, euid int, nested bool) error {
-	fi, err := os.Lstat(dir)
-	if err != nil {
-		return fmt.Errorf("its parent %s cannot be examined: %w", quote(dir), cause(err))
-	}
-	if !fi.IsDir() {
-		return fmt.Errorf("its parent %s is no longer a directory", quote(dir))
-	}
-	uid := owner(fi)
-	if !trusted(uid, euid, nested) {
-		return fmt.Errorf("its parent %s belongs to uid %d, who could replace it; use a directory of your own", quote(dir), uid)
-	}
-	if fi.Mode().Perm()&0o022 != 0 && fi.Mode()&fs.ModeSticky == 0 {
-		return fmt.Errorf("its parent %s can be written by others (mode %04o), who could replace it; run chmod go-w on it", quote(dir), fi.Mode().Perm())
-	}
-	return nil
-}
-
-// trusted reports whether the owner of a parent may be believed: the caller or
-// the real root.
-func trusted(uid, euid int, nested bool) bool {
-	return uid == euid || uid == 0 || nested && uid == overflowUID
 }
 
 // elements of an absolute path, without empty ones and ".".
@@ -135,10 +99,6 @@ func systemDir(path string) string {
 		return "/" + e[0]
 	}
 	return ""
-}
-
-func owner(fi fs.FileInfo) int {
-	return int(fi.Sys().(*syscall.Stat_t).Uid)
 }
 
 // cause is the bare reason of a path error: the message names the path

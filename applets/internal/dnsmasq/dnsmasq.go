@@ -2,19 +2,24 @@
 // tier asks for: started in the container's network namespace, recognised by
 // its command line, stopped with the container.
 //
+// dnsmasq gives up root for the user nobody and the group dip (or nobody's),
+// so these need ids in the hook's user namespace: in a rootless one without
+// subordinate ids dnsmasq ends, and the container does not start.
+//
 // It must never import a package that faces people.
 package dnsmasq
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -25,135 +30,238 @@ import (
 
 const (
 	startTimeout = 30 * time.Second // as the existing hook gives it
-	stopTimeout  = 2 * time.Second  // then SIGKILL
-	poll         = 20 * time.Millisecond
-	maxOutput    = 4096 // bytes of its output that an error shows
+	stopTimeout  = 2 * time.Second  // from SIGTERM to SIGKILL
+	killTimeout  = 5 * time.Second  // from SIGKILL to giving up
+	pipeTimeout  = 2 * time.Second  // for output after the program's end
+	poll         = 10 * time.Millisecond
+	maxOutput    = 2048 // bytes of its output that an error shows
+	// maxCmdline is more than any command line of ours has: a path, a
+	// configuration file's path (PATH_MAX 4096 each), and a few options.
+	maxCmdline = 3 * 4096
 	// path is all that dnsmasq's lookup by name may search: a hook inherits
 	// the variable from whoever called Podman.
 	path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
 // Start runs the bundle's dnsmasq in ns unless there is no dnsmasq.conf or it
-// runs already. It returns when dnsmasq has written its pid file, which it
-// does after its sockets are open.
+// runs there already. It returns when dnsmasq has opened its sockets and
+// written its pid file. After an error none is left running.
 func Start(ctx context.Context, b *bundle.Bundle, ns *netns.NS) error {
 	conf, err := b.DnsmasqConf()
 	if err != nil || conf == nil {
-		return err
-	}
-	if pid, err := running(b); err != nil || pid != 0 {
 		return err
 	}
 	program, err := find()
 	if err != nil {
 		return err
 	}
-	listen, err := listenAddress(conf)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return start(ctx, b, ns, conf, program)
+}
+
+func start(ctx context.Context, b *bundle.Bundle, ns *netns.NS, conf []byte, program string) (err error) {
+	listen, err := listenAddress(conf, b.Path())
 	if err != nil {
 		return err
 	}
-	if err := b.RemoveDnsmasqPID(); err != nil {
+	if ok, err := answers(b, ns); err != nil || ok {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, program, confArg(b))
+	// One that serves a former life of the container, or was not stopped.
+	if err := end(ctx, b); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, end(context.WithoutCancel(ctx), b))
+		}
+	}()
+	var out head
+	// An allowed name must not open private addresses because its owner answers
+	// with them, and an answer from the cache would not put an address back
+	// that has left its set. A cache-size in the file wins; those that learn
+	// addresses have none or 0.
+	cmd := exec.CommandContext(ctx, program, confArg(b), "--stop-dns-rebind", "--cache-size=0")
 	cmd.Env = []string{"PATH=" + path}
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = pipeTimeout
 	err = ns.Do(func() error { // a child is born into its thread's namespace
-		if listen.IsValid() && !listen.IsLoopback() {
+		if !listen.IsLoopback() {
 			if err := netns.AddLoopbackAddr(listen); err != nil {
-				return fmt.Errorf("add %s to lo: %w", listen, err)
+				return err
 			}
 		}
 		return cmd.Run()
 	})
-	if err != nil {
-		text := out.String()
-		return fmt.Errorf("start dnsmasq: %w: %s", err, text[:min(len(text), maxOutput)])
-	}
-	if pid, err := running(b); err != nil {
-		return err
-	} else if pid == 0 {
-		return errors.New("dnsmasq started but its pid file does not name it; see dnsmasq.log in the state directory")
-	}
-	return nil
-}
-
-// Stop ends the bundle's dnsmasq and waits for it. A pid file that does not
-// name our dnsmasq is only removed.
-func Stop(ctx context.Context, b *bundle.Bundle) error {
-	pid, err := running(b)
-	if err != nil || pid == 0 {
-		return errors.Join(err, b.RemoveDnsmasqPID())
-	}
-	// A pidfd cannot be handed to another process meanwhile; what it names is
-	// looked at again after it was opened.
-	proc, err := os.FindProcess(pid)
-	if err != nil {
-		return err
-	}
-	defer proc.Release()
-	if again, err := running(b); err != nil || again != pid {
-		return err
-	}
-	if err := proc.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stop dnsmasq (pid %d): %w", pid, err)
-	}
-	deadline := time.After(stopTimeout)
-	tick := time.NewTicker(poll)
-	defer tick.Stop()
-	for proc.Signal(syscall.Signal(0)) == nil {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for dnsmasq (pid %d) to end: %w", pid, ctx.Err())
-		case <-deadline:
-			err := proc.Signal(syscall.SIGKILL)
-			if err != nil && !errors.Is(err, os.ErrProcessDone) {
-				return fmt.Errorf("kill dnsmasq (pid %d): %w", pid, err)
-			}
-			return b.RemoveDnsmasqPID()
-		case <-tick.C:
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case err == nil:
+		var ok bool
+		if ok, err = answers(b, ns); err == nil && !ok {
+			err = errors.New("dnsmasq.pid does not name it; see dnsmasq.log in the state directory")
 		}
 	}
-	return b.RemoveDnsmasqPID()
+	if err == nil {
+		return nil
+	}
+	if out.Len() > 0 {
+		err = fmt.Errorf("%w: %s", err, strings.Join(strings.Fields(out.String()), " "))
+	}
+	return fmt.Errorf("start dnsmasq: %w%s", err, hint(out.String()))
+}
+
+// hint is what an operator can do about what dnsmasq said.
+func hint(output string) string {
+	switch {
+	case strings.Contains(output, "failed to change"):
+		return "; give this user subordinate ids in /etc/subuid and /etc/subgid"
+	case strings.Contains(output, "ermission denied"):
+		return "; does AppArmor or SELinux keep dnsmasq from the state directory?"
+	}
+	return ""
+}
+
+// Stop ends the bundle's dnsmasq, waits for it and removes its pid file.
+// Other processes are left alone, whatever the pid file says.
+func Stop(ctx context.Context, b *bundle.Bundle) error {
+	conf, confErr := b.DnsmasqConf()
+	pid, pidErr := b.DnsmasqPID()
+	if conf == nil && pid == 0 && confErr == nil && pidErr == nil {
+		return b.RemoveDnsmasqPID() // it may hold something else
+	}
+	return end(ctx, b)
+}
+
+// end stops every dnsmasq of the bundle: the one that answers, those it forked
+// for TCP, and what an interrupted start left.
+func end(ctx context.Context, b *bundle.Bundle) error {
+	for started := time.Now(); ; {
+		sig, waited := syscall.SIGTERM, time.Since(started)
+		if waited > stopTimeout {
+			sig = syscall.SIGKILL
+		}
+		pids, err := signalAll(b, sig)
+		switch {
+		case err != nil:
+			return err
+		case len(pids) == 0:
+			return b.RemoveDnsmasqPID()
+		case waited > stopTimeout+killTimeout:
+			return fmt.Errorf("dnsmasq %v does not end, though killed", pids)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for dnsmasq %v to end: %w", pids, context.Cause(ctx))
+		case <-time.After(poll):
+		}
+	}
+}
+
+// signalAll sends all of the bundle's dnsmasq a signal and returns their ids.
+func signalAll(b *bundle.Bundle, sig syscall.Signal) (pids []int, err error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("look for dnsmasq: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("look for dnsmasq: %w", err)
+	}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		p, err := process(pid, confArg(b))
+		if err != nil {
+			return nil, err
+		}
+		if p == nil {
+			continue
+		}
+		pids = append(pids, pid)
+		err = p.Signal(sig)
+		p.Release()
+		if err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return nil, fmt.Errorf("stop dnsmasq (pid %d): %w", pid, err)
+		}
+	}
+	return pids, nil
 }
 
 func confArg(b *bundle.Bundle) string {
-	return "--conf-file=" + filepath.Join(b.Path(), "dnsmasq.conf")
+	return "--conf-file=" + filepath.Join(b.Path(), bundle.FileDnsmasqConf)
 }
 
-// running is the pid of this bundle's dnsmasq, 0 if it does not run.
-func running(b *bundle.Bundle) (int, error) {
+// answers reports whether the bundle's dnsmasq runs in ns and is the one that
+// the pid file names.
+func answers(b *bundle.Bundle, ns *netns.NS) (bool, error) {
 	pid, err := b.DnsmasqPID()
 	if err != nil || pid == 0 {
-		return 0, err
+		return false, err
 	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH):
-		return 0, nil
-	case err != nil:
-		return 0, err
-	case !ours(cmdline, confArg(b)):
-		return 0, nil
+	p, err := process(pid, confArg(b))
+	if err != nil || p == nil {
+		return false, err
 	}
-	return pid, nil
+	defer p.Release()
+	its, err := netns.Open(pid)
+	if err != nil {
+		return false, fmt.Errorf("dnsmasq: %w", err)
+	}
+	defer its.Close()
+	itsID, err1 := its.ID()
+	nsID, err2 := ns.ID()
+	// Had it ended meanwhile, the namespace could be another process's.
+	return itsID == nsID && p.Signal(syscall.Signal(0)) == nil, errors.Join(err1, err2)
 }
 
-// ours tells the bundle's dnsmasq by its arguments.
-func ours(cmdline []byte, arg string) bool {
-	args := strings.Split(string(cmdline), "\x00")
-	if filepath.Base(args[0]) != "dnsmasq" {
-		return false
+// process is the living process if it is a dnsmasq with that argument and the
+// caller may signal it, else nil. Somebody else can start one that looks like
+// ours, but not one that we may signal. One that has ended and was not waited
+// for has no command line.
+func process(pid int, arg string) (*os.Process, error) {
+	if ok, err := isOurs(pid, arg); err != nil || !ok {
+		return nil, err
 	}
-	for _, a := range args[1:] {
-		if a == arg {
-			return true
-		}
+	// A pidfd cannot come to mean another process; what it means is looked at
+	// again after it was opened.
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return nil, fmt.Errorf("dnsmasq (pid %d): %w", pid, err)
 	}
-	return false
+	ok, err := isOurs(pid, arg)
+	if err != nil || !ok || p.Signal(syscall.Signal(0)) != nil {
+		p.Release()
+		return nil, err
+	}
+	return p, nil
+}
+
+func isOurs(pid int, arg string) (bool, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
+	var cmdline []byte
+	if err == nil {
+		defer f.Close()
+		cmdline, err = io.ReadAll(io.LimitReader(f, maxCmdline))
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH), errors.Is(err, fs.ErrPermission):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look for dnsmasq: %w", err)
+	}
+	return matches(string(cmdline), arg), nil
+}
+
+// matches tells the bundle's dnsmasq by its arguments, each of which ends in
+// a NUL.
+func matches(cmdline, arg string) bool {
+	args := strings.Split(cmdline, "\x00")
+	return filepath.Base(args[0]) == "dnsmasq" && slices.Contains(args[1:], arg)
 }
 
 // find looks dnsmasq up in the system's directories only.
@@ -164,19 +272,13 @@ func find() (string, error) {
 			return p, nil
 		}
 	}
-	return "", errors.New("this container was prepared for the dnsmasq tier, and dnsmasq is not installed")
+	return "", errors.New("this container was prepared for the dnsmasq tier, and dnsmasq is not installed: install it, or prepare the container again")
 }
 
-// listenAddress is the address dnsmasq binds; invalid if the file names none.
-func listenAddress(conf []byte) (netip.Addr, error) {
-	for line := range strings.Lines(string(conf)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "listen-address="); ok {
-			a, err := netip.ParseAddr(v)
-			if err != nil || a.Zone() != "" {
-				return netip.Addr{}, fmt.Errorf("dnsmasq.conf: listen-address=%q is no address", v)
-			}
-			return a, nil
-		}
-	}
-	return netip.Addr{}, nil
+// head keeps the beginning of what is written to it.
+type head struct{ strings.Builder }
+
+func (h *head) Write(p []byte) (int, error) {
+	h.Builder.Write(p[:min(len(p), maxOutput-h.Len())])
+	return len(p), nil
 }
