@@ -5,7 +5,7 @@ NAMES    = nft-hook reader-hook clearance-hub clearance-verdict terok-shield ter
 
 export CGO_ENABLED = 0
 
-.PHONY: help build demo test unit e2e lint bench fuzz ci clean
+.PHONY: help build build/demo demo test unit e2e lint bench fuzz ci clean
 
 help: ## this text
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -14,8 +14,11 @@ build: ## build/terok-box, static and stripped, with its symlinks
 	$(GO) build -trimpath -ldflags '-s -w' -o build/terok-box .
 	@./build/terok-box --install build
 
-demo: build ## the main job in under a minute
-	scripts/demo
+build/demo: build
+	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./scripts/demo
+
+demo: build/demo ## the main job in under a minute
+	build/demo
 
 test: ## everything: unit, kernel, end to end; installs what it needs first
 	scripts/deps
@@ -25,7 +28,7 @@ unit: build
 	$(GO) vet ./...
 	$(GO) test ./...
 
-e2e: build
+e2e: build build/demo
 	scripts/e2e
 	scripts/e2e --d13
 

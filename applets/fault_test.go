@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -154,12 +155,9 @@ func checkState(t *testing.T, step int, table *ruleset.Table, ends []ruleset.Sta
 	if err != nil {
 		t.Errorf("step %d: %v", step, err)
 	}
-	for _, s := range ends {
-		if s == state {
-			return
-		}
+	if !slices.Contains(ends, state) {
+		t.Errorf("step %d: state is %s", step, state)
 	}
-	t.Errorf("step %d: state is %s", step, state)
 }
 
 // kernel is the table in a namespace.

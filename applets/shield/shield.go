@@ -109,7 +109,7 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 		if x, ok := errors.AsType[*cmdenv.Exit](err); ok {
 			return x
 		}
-		return fmt.Errorf("Error: %w", err) //nolint:revive // the text scripts know
+		return fmt.Errorf("Error: %w", err) //nolint:staticcheck // scripts know this text
 	}
 	return nil
 }
@@ -160,7 +160,7 @@ func (a *app) config() (config.Config, error) {
 		a.warn(w)
 	}
 	if err != nil {
-		err = fmt.Errorf("Error [shield]: %w", err) //nolint:revive // the text scripts know
+		err = fmt.Errorf("Error [shield]: %w", err) //nolint:staticcheck // scripts know this text
 		return c, &cmdenv.Exit{Code: cmdenv.ExitFailure, Err: err}
 	}
 	if c.StateRoot, err = config.StateRoot(a.env, a.stateDir); err != nil {

@@ -569,3 +569,38 @@ func loopback([]string) int {
 	}
 	return 0
 }
+
+// BenchmarkCmd starts this binary and waits until it has ended, by Cmd and by
+// os/exec.
+func BenchmarkCmd(b *testing.B) {
+	b.Run("Cmd", func(b *testing.B) {
+		for b.Loop() {
+			c := &Cmd{Path: "/proc/self/exe", Args: []string{"self", "role=exit", "0"}}
+			if err := c.Start(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := c.Wait(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("exec", func(b *testing.B) {
+		for b.Loop() {
+			if err := self("exit", "0").Run(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("Do", func(b *testing.B) {
+		own, err := Current()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer own.Close()
+		for b.Loop() {
+			if err := own.Do(func() error { return nil }); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -6,6 +6,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -120,7 +121,7 @@ func ownNamespace() error {
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 	if err := cmd.Run(); err != nil {
-		if x, ok := err.(*exec.ExitError); ok {
+		if x, ok := errors.AsType[*exec.ExitError](err); ok {
 			os.Exit(x.ExitCode())
 		}
 		return err

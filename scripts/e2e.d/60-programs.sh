@@ -59,6 +59,17 @@ test_only_podman_and_ourselves_are_executed() {
   equal "hooks at restart" "$hook" 1
 }
 
+test_demo() {
+  local out
+  out=$(user demo)
+  contains "the demo" "$out" 'terok-shield run terok-demo'
+  contains "the demo" "$out" 'ms from exec to exit'
+  contains "the demo" "$out" 'All as it must be.'
+  fails podman container exists terok-demo
+  fails podman image exists localhost/terok-demo
+  contains "what is installed after the demo" "$(shield check-environment)" 'hooks=not-installed'
+}
+
 test_works_where_no_helper_program_is_installed() {
   local program path hidden=()
   : >"$E2E_LAB/share/absent"

@@ -111,7 +111,7 @@ func (b *Bundle) appendTo(ctx context.Context, f *os.File, name, line string, li
 	}
 	n, err := f.WriteString(start + line + "\n")
 	if err != nil && n > 0 {
-		f.Truncate(size) // the disk is full: no half a line
+		_ = f.Truncate(size) // the disk is full: no half a line
 	}
 	return false, err
 }

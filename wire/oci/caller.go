@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"slices"
 	"strconv"
@@ -148,7 +149,7 @@ func privateGroup(uid, gid int, gidMap, passwd, groups string) bool {
 }
 
 // entries are the lines that hold something.
-func entries(text string) func(yield func(string) bool) {
+func entries(text string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for line := range strings.SplitSeq(text, "\n") {
 			if line != "" && line[0] != '#' && !yield(line) {
@@ -166,19 +167,13 @@ func fullMap(idMap string) bool {
 
 // outside is what an id is in the parent user namespace.
 func outside(idMap string, id int) (int, bool) {
-	for line := range strings.Lines(idMap) { // first inside, first outside, how many
-		f := strings.Fields(line)
-		if len(f) != 3 {
+	for line := range strings.Lines(idMap) {
+		inner, outer, count, ok := mapping(line)
+		if !ok {
 			return 0, false
 		}
-		first, ok1 := number(f[0])
-		target, ok2 := number(f[1])
-		count, ok3 := number(f[2])
-		if !ok1 || !ok2 || !ok3 {
-			return 0, false
-		}
-		if id >= first && id-first < count {
-			return target + id - first, true
+		if d := int64(id) - inner; d >= 0 && d < count {
+			return int(outer + d), true
 		}
 	}
 	return 0, false

@@ -217,7 +217,7 @@ func FuzzRead(f *testing.F) {
 				t.Fatalf("state_dir %q, not %q", s.Annotations[KeyStateDir], v)
 			}
 		}
-		if dir, err := s.stateDir(1, true); err == nil && (!filepath.IsAbs(dir) || systemDir(dir) != "") {
+		if dir, err := s.stateDir(caller{euid: 1, uidMap: podmanMap}); err == nil && (!filepath.IsAbs(dir) || systemDir(dir) != "") {
 			t.Fatalf("state directory %q", dir)
 		}
 	})

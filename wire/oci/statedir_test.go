@@ -154,7 +154,7 @@ func TestStateDirRefused(t *testing.T) {
 		}
 	})
 	t.Run("overflow uid is not the caller", func(t *testing.T) {
-		if _, err := state(dir).stateDir(overflowUID, true); err == nil || !strings.Contains(err.Error(), "belongs to uid") {
+		if _, err := state(dir).stateDir(caller{euid: overflowID, uidMap: podmanMap}); err == nil || !strings.Contains(err.Error(), "belongs to uid") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -174,7 +174,7 @@ func TestStateDirParents(t *testing.T) {
 		{0o770, false}, {0o720, false}, {0o702, false}, {0o777, false}, {0o777 | os.ModeSetgid, false},
 	} {
 		chmod(t, a, tt.mode)
-		_, err := state(dir).StateDir(euid)
+		_, err := state(dir).stateDir(loner(euid))
 		if (err == nil) != tt.ok {
 			t.Errorf("grandparent of mode %v: %v", tt.mode, err)
 		}
@@ -197,43 +197,30 @@ func TestStateDirParents(t *testing.T) {
 func TestCheckParentOwner(t *testing.T) {
 	euid := os.Geteuid()
 	mine := tree(t)
-	if err := checkParent(mine, euid, false); err != nil {
+	if err := loner(euid).checkParent(mine); err != nil {
 		t.Errorf("own directory: %v", err)
 	}
-	if err := checkParent("/", euid, true); err != nil {
+	if err := (caller{euid: euid, uidMap: podmanMap}).checkParent("/"); err != nil {
 		t.Errorf("/: %v", err)
 	}
-	if err := checkParent(filepath.Join(mine, "none"), euid, true); err == nil {
+	if err := loner(euid).checkParent(filepath.Join(mine, "none")); err == nil {
 		t.Error("a missing directory was accepted")
 	}
-	if err := checkParent(mine, euid+1, true); (err == nil) != (euid == 0) {
+	if err := loner(euid + 1).checkParent(mine); (err == nil) != (euid == 0) {
 		t.Errorf("directory of uid %d for somebody else: %v", euid, err)
 	}
 	for _, tt := range []struct {
 		uid, euid int
-		nested    bool
+		uidMap    string
 		ok        bool
 	}{
-		{1234, 1234, false, true}, {0, 1234, false, true}, {0, 0, true, true},
-		{1235, 1234, false, false}, {1235, 1234, true, false}, {1234, 0, false, false},
-		{overflowUID, 0, true, true}, {overflowUID, 1234, true, true},
-		{overflowUID, 0, false, false}, // here it is the user "nobody"
+		{1234, 1234, initialMap, true}, {0, 1234, initialMap, true}, {0, 0, podmanMap, true},
+		{1235, 1234, initialMap, false}, {1235, 1234, podmanMap, false}, {1234, 0, initialMap, false},
+		{overflowID, 0, podmanMap, true}, {overflowID, 1234, podmanMap, true},
+		{overflowID, 0, initialMap, false}, // here it is the user "nobody"
 	} {
-		if got := trusted(tt.uid, tt.euid, tt.nested); got != tt.ok {
-			t.Errorf("uid %d for euid %d, nested %t: %t", tt.uid, tt.euid, tt.nested, got)
-		}
-	}
-}
-
-func TestFullMap(t *testing.T) {
-	for m, want := range map[string]bool{
-		"         0          0 4294967295\n": true,
-		"0 1000 1\n1 100000 65536\n":         false,
-		"0 0 65536\n":                        false,
-		"":                                   false,
-	} {
-		if fullMap(m) != want {
-			t.Errorf("fullMap(%q) is %t", m, !want)
+		if got := (caller{euid: tt.euid, uidMap: tt.uidMap}).trusts(tt.uid); got != tt.ok {
+			t.Errorf("uid %d for %+v: %t", tt.uid, tt, got)
 		}
 	}
 }
@@ -249,7 +236,7 @@ func TestStateDirInUserNamespace(t *testing.T) {
 		if _, err := state(dir).StateDir(0); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := state(dir).stateDir(0, false); os.Getenv("TEROK_TEST_ROOT_HIDDEN") == "1" && err == nil {
+		if _, err := state(dir).stateDir(loner(0)); os.Getenv("TEROK_TEST_ROOT_HIDDEN") == "1" && err == nil {
 			t.Fatal("an unknown owner of / was accepted outside a user namespace")
 		}
 		return

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unicode"
 )
 
 // Exit codes, stable for scripts.
@@ -136,8 +137,8 @@ func Printable(s string) string {
 		switch {
 		case r == '\t':
 			return ' '
-		case r < 0x20, r == 0x7f, r >= 0x80 && r < 0xa0, r == 0x2028, r == 0x2029,
-			r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r == 0xfeff, r == 0x200b:
+		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r),
+			r == 0x2028, r == 0x2029, r == 0xfeff, r == 0x200b: // other ends of lines, nothing to see
 			return '?'
 		}
 		return r

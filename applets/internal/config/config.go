@@ -53,14 +53,15 @@ type Problem struct {
 
 // Error is all of it on one line.
 func (e *Invalid) Error() string {
-	s := "invalid " + e.Path + ":"
+	var s strings.Builder
+	s.WriteString("invalid " + e.Path + ":")
 	for i, p := range e.Problems {
 		if i > 0 {
-			s += ";"
+			s.WriteByte(';')
 		}
-		s += fmt.Sprintf(" line %d: %s", p.Line, p.Text)
+		fmt.Fprintf(&s, " line %d: %s", p.Line, p.Text)
 	}
-	return s
+	return s.String()
 }
 
 // Load reads config.yml. A file that is missing or empty means the defaults;

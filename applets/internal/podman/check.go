@@ -342,7 +342,7 @@ func compare(path, self string) (native, same bool, err error) {
 			return true, false, nil
 		}
 		if errX != nil || errY != nil {
-			end := func(err error) bool { return err == io.EOF || err == io.ErrUnexpectedEOF }
+			end := func(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 			if end(errX) && end(errY) {
 				return true, true, nil
 			}

@@ -99,7 +99,7 @@ func runner(environ []string) Runner {
 		err := cmd.Run()
 		out := Output{Stdout: stdout.buf.Bytes(), Stderr: stderr.buf.Bytes()}
 		switch exit, ok := errors.AsType[*exec.ExitError](err); {
-		case context.Cause(ctx) == context.DeadlineExceeded:
+		case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 			return out, fmt.Errorf("no answer within %v", timeout)
 		case ctx.Err() != nil:
 			return out, ctx.Err()

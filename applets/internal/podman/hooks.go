@@ -19,6 +19,7 @@ import (
 // Role is a hook program of ours. Its value is the stem of its file names.
 type Role string
 
+// The two of them.
 const (
 	Firewall Role = "terok-shield"        // puts the ruleset in place
 	Reader   Role = "terok-shield-bridge" // starts what asks people about blocked packets

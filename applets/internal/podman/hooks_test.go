@@ -42,15 +42,6 @@ func mustInstall(t *testing.T, s system, roles ...Role) Report {
 	return r
 }
 
-// below is paths without the machine's directory.
-func below(s system, paths []string) []string {
-	var out []string
-	for _, p := range paths {
-		out = append(out, strings.TrimPrefix(p, s.root+"/"))
-	}
-	return out
-}
-
 func in(dir string, names ...string) []string {
 	var out []string
 	for _, n := range names {

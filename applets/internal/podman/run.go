@@ -43,7 +43,7 @@ func ParseRun(args []string) (Run, error) {
 	}
 	if len(p.managed) > 0 {
 		slices.Sort(p.managed)
-		return Run{}, fmt.Errorf("Flag(s) managed by terok-shield, cannot override: %s", strings.Join(slices.Compact(p.managed), ", ")) //nolint:staticcheck // scripts know this text
+		return Run{}, fmt.Errorf("Flag(s) managed by terok-shield, cannot override: %s", strings.Join(slices.Compact(p.managed), ", "))
 	}
 	if len(p.refused) > 0 {
 		return Run{}, errors.New(strings.Join(slices.Compact(p.refused), "; "))

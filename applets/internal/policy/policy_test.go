@@ -151,7 +151,7 @@ func TestParseTargetRefuses(t *testing.T) {
 		if got != (Target{}) {
 			t.Errorf("ParseTarget(%q) = %+v beside an error", in, got)
 		}
-		if strings.ContainsAny(err.Error(), "\x00\n\xff\u200b\ufeff") || len(err.Error()) > 400 {
+		if strings.ContainsAny(err.Error(), "\x00\n\ufffd\u200b\ufeff") || len(err.Error()) > 400 {
 			t.Errorf("ParseTarget(%q): message not fit for a terminal: %q", in, err)
 		}
 	}

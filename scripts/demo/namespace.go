@@ -29,25 +29,15 @@ const (
 // namespaceDemo runs as root of its own user namespace. This process is the
 // internet; a child in another network namespace is the container.
 func namespaceDemo() error {
+	c, err := newContainer()
+	if err != nil {
+		return err
+	}
+	defer c.end()
 	if err := netns.LoopbackUp(); err != nil {
 		return err
 	}
-	workload := exec.Command("/proc/self/exe", wordHold)
-	stdin, err := workload.StdinPipe()
-	if err != nil {
-		return err
-	}
-	workload.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := workload.Start(); err != nil {
-		return fmt.Errorf("make a network namespace: %w", err)
-	}
-	defer func() { stdin.Close(); workload.Wait() }()
-	ns, err := netns.Open(workload.Process.Pid)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	if err := connectPair(ns); err != nil {
+	if err := connectPair(c.ns); err != nil {
 		return fmt.Errorf("connect the two namespaces: %w", err)
 	}
 	for _, a := range []string{worldAddr, listedAddr} {
@@ -57,24 +47,71 @@ func namespaceDemo() error {
 		}
 		defer l.Close()
 	}
-
-	dir, err := os.MkdirTemp("", "terok-demo-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	s := &stage{container: "demo", args: []string{"--state-dir", dir}, reach: func(to string) error {
-		return ns.Do(func() error { return connect(to) })
+	s := &stage{container: "demo", args: []string{"--state-dir", c.dir}, reach: func(to string) error {
+		return c.ns.Do(func() error { return connect(to) })
 	}}
-
 	fmt.Println("\nBefore the hook, everything is open:")
 	s.expect(true, worldAddr+":"+port)
+	fmt.Printf("\nThe hook puts the firewall in; %s is on the list:\n", listedAddr)
+	if err := c.hook(); err != nil {
+		return err
+	}
+	s.expect(true, listedAddr+":"+port)
+	s.expect(false, worldAddr+":"+port)
+	return s.tour(worldAddr, port)
+}
 
-	state, err := prepareBundle(filepath.Join(dir, "containers", "demo"), workload.Process.Pid)
+// hookDemo shows what the hook adds to the start of a container.
+func hookDemo() error {
+	c, err := newContainer()
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nThe hook puts the firewall in; %s is on the list:\n$ nft-hook createRuntime < oci-state.json\n", listedAddr)
+	defer c.end()
+	fmt.Println("\nWhat the hook adds to a container's start:")
+	return c.hook()
+}
+
+// container is a process in a network namespace of its own, with a state
+// directory.
+type container struct {
+	ns  *netns.NS
+	pid int
+	dir string // state root
+	end func()
+}
+
+func newContainer() (*container, error) {
+	workload := exec.Command("/proc/self/exe", wordHold)
+	stdin, err := workload.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	workload.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := workload.Start(); err != nil {
+		return nil, fmt.Errorf("make a network namespace: %w", err)
+	}
+	c := &container{pid: workload.Process.Pid, end: func() { stdin.Close(); workload.Wait() }}
+	if c.ns, err = netns.Open(c.pid); err != nil {
+		c.end()
+		return nil, err
+	}
+	if c.dir, err = os.MkdirTemp("", "terok-demo-"); err != nil {
+		c.end()
+		return nil, err
+	}
+	end := c.end
+	c.end = func() { end(); c.ns.Close(); os.RemoveAll(c.dir) }
+	return c, nil
+}
+
+// hook runs the real hook as an OCI runtime would, and shows how long it took.
+func (c *container) hook() error {
+	state, err := prepareBundle(filepath.Join(c.dir, "containers", "demo"), c.pid)
+	if err != nil {
+		return err
+	}
+	fmt.Println("$ nft-hook createRuntime < oci-state.json")
 	hook := exec.Command(program("nft-hook"), "createRuntime")
 	hook.Stdin, hook.Stdout, hook.Stderr = bytes.NewReader(state), os.Stdout, os.Stderr
 	start := time.Now()
@@ -82,9 +119,7 @@ func namespaceDemo() error {
 		return fmt.Errorf("nft-hook: %w", err)
 	}
 	fmt.Printf("  (%.1f ms from exec to exit)\n", float64(time.Since(start).Microseconds())/1000)
-	s.expect(true, listedAddr+":"+port)
-	s.expect(false, worldAddr+":"+port)
-	return s.tour(worldAddr, port)
+	return nil
 }
 
 // tour is what both demos show once the firewall is in.

@@ -3,7 +3,7 @@
 // containers it uses one, else a network namespace stands for the container.
 // It touches nothing outside this machine.
 //
-// It must be started by scripts/demo, which builds what it shows.
+// It must be started by make demo, which builds what it shows.
 package main
 
 import (
@@ -29,6 +29,7 @@ const (
 	wordConnect = "connect" // in the container: connect ADDRESS:PORT
 	wordHold    = "hold"    // the workload: waits
 	wordInside  = "inside"  // the demo in a user namespace of its own
+	wordHook    = "hook"    // likewise, only the hook and how long it takes
 )
 
 func main() {
@@ -40,11 +41,13 @@ func main() {
 		hold()
 	case arg[0] == wordInside:
 		err = namespaceDemo()
+	case arg[0] == wordHook:
+		err = hookDemo()
 	default:
 		err = demo()
 	}
-	if x, ok := errors.AsType[*exec.ExitError](err); ok && os.Args[len(os.Args)-1] != wordInside {
-		os.Exit(x.ExitCode())
+	if x, ok := errors.AsType[*exec.ExitError](err); ok && len(os.Args) == 1 {
+		os.Exit(x.ExitCode()) // it has said why
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -56,13 +59,19 @@ func demo() error {
 	fmt.Println("terok-box: nothing goes out by default.")
 	why := podmanDemo()
 	if why == nil {
-		return nil
+		return inNamespaces(wordHook)
 	}
 	if _, ok := errors.AsType[*unsuited](why); !ok {
 		return why
 	}
 	fmt.Printf("\nNo container here (%v): a network namespace stands for one.\n", why)
-	cmd := exec.Command("/proc/self/exe", wordInside)
+	return inNamespaces(wordInside)
+}
+
+// inNamespaces runs this program again as root of new user and network
+// namespaces.
+func inNamespaces(word string) error {
+	cmd := exec.Command("/proc/self/exe", word)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
