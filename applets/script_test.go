@@ -179,6 +179,10 @@ func TestScripts(t *testing.T) {
 			},
 			// end NAME: the container's process ends.
 			"end": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).containers[args[0]].end() },
+			// nft NAME ARG…: the real nft, as somebody who tampers.
+			"nft": func(ts *testscript.TestScript, _ bool, args []string) {
+				kerneltest.NFT(of(ts).t, of(ts).containers[args[0]].ns, "", args[1:]...)
+			},
 			// [!] reach NAME ADDRESS…: TCP port 443 there can be connected to.
 			"reach": func(ts *testscript.TestScript, neg bool, args []string) {
 				for _, a := range args[1:] {
