@@ -7,6 +7,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/audit"
 	"github.com/terok-ai/terok-box/applets/internal/config"
+	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
 	"github.com/terok-ai/terok-box/applets/internal/podman"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/wire/bundle"
@@ -134,6 +135,10 @@ func (a *app) writeRuleset(b *bundle.Bundle, cfg config.Config, network podman.N
 	params.Allow, params.Deny = bundle.Effective(profile, live, deny)
 	table, err := ruleset.Build(ruleset.Up, params)
 	if err != nil {
+		return err
+	}
+	// A name server of an earlier preparation would not be found any more.
+	if err := dnsmasq.Stop(a.ctx, b); err != nil {
 		return err
 	}
 	return errors.Join(

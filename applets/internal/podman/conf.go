@@ -73,13 +73,6 @@ type Conf struct {
 // drop-ins, the user's with its drop-ins; at last CONTAINERS_CONF_OVERRIDE.
 func ReadConf(env *cmdenv.Env) (Conf, error) { return readConf(systemOf(env), reading{}) }
 
-// HooksInForce are the directories from which Podman reads hooks, in its
-// order: a descriptor in a later one masks one of that name before.
-func HooksInForce(env *cmdenv.Env) ([]string, error) {
-	c, err := ReadConf(env)
-	return c.HooksDirs, err
-}
-
 // reading says how to read.
 type reading struct {
 	// without is a file to leave out.
