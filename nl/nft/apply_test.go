@@ -282,7 +282,7 @@ func TestBusyResolver(t *testing.T) {
 			default:
 			}
 			var w writer
-			a := netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)})
+			a := netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})
 			w.encodeElements(set, []ruleset.Element{{Range: ruleset.Range{From: a, To: a}, Timeout: time.Hour}}, false)
 			if err := resolver.s.batch([]message{{unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, w.b, "learn"}}); err != nil {
 				t.Error(err)

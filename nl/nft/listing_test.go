@@ -212,7 +212,7 @@ func TestForeign(t *testing.T) {
 		ruleIn("oif 1 accept"),
 		ruleIn("meta nfproto ipv4 accept"),
 		ruleIn("meta l4proto tcp accept"),
-		ruleIn("meta l4proto ipv6-icmp accept"),
+		ruleIn("meta l4proto 58 accept"),
 		ruleIn("meta mark 1 accept"),
 		ruleIn("meta mark set 1 accept"),
 		ruleIn("meta skuid 0 accept"),

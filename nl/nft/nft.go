@@ -81,11 +81,14 @@ func (c *Conn) List() (*ruleset.Table, error) {
 }
 
 // Apply makes the kernel's table want, whatever it was before, and reads it
-// back. Everything changes at once, unless it is too much for one message to
-// the kernel: then step by step, so that nothing is ever open that is neither
-// open before nor after. Elements that expire and that want does not have stay
-// where they are. After an error the kernel enforces what it enforced before,
-// or less is open.
+// back. At no moment is anything open that is neither open before nor after:
+// the change is one transaction if it only closes or only opens, else what
+// closes comes a moment before what opens. What is open before and after stays
+// so, unless a foreign table is replaced, a set is redefined, or more than
+// about ten thousand addresses change for a caller without privileges on the
+// host; then all is closed for a moment. Elements that expire and that want
+// does not have stay where they are, unless the table is replaced. After an
+// error the kernel enforces what it enforced before, or less is open.
 func (c *Conn) Apply(want *ruleset.Table) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -301,8 +304,14 @@ func (s *socket) listElements(set *ruleset.Set) (odd bool, err error) {
 	request.str(unix.NFTA_SET_ELEM_LIST_TABLE, ruleset.TableName)
 	request.str(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
 	m := message{typ: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, body: request.b, about: "elements of " + set.Name}
+	// A set of single addresses that a resolver fills all the time is listed
+	// as it was found in the end: Diff leaves it alone.
+	attempts, filled := listAttempts, set.Expiring && !set.Interval
+	if filled {
+		attempts = 2
+	}
 	var bounds []bound
-	for range listAttempts {
+	for range attempts {
 		bounds = bounds[:0]
 		err = s.get(&m, func(_ uint16, f *fields) error {
 			bounds, err = decodeElements(set, f.v[unix.NFTA_SET_ELEM_LIST_ELEMENTS], bounds)
@@ -315,9 +324,7 @@ func (s *socket) listElements(set *ruleset.Set) (odd bool, err error) {
 	if errors.Is(err, unix.ENOENT) {
 		return false, errChanged // the set is gone
 	}
-	// A set of single addresses that a resolver fills all the time is listed
-	// as it was found: Diff leaves it alone.
-	if err != nil && !(errors.Is(err, errChanged) && set.Expiring && !set.Interval) {
+	if err != nil && !(filled && errors.Is(err, errChanged)) {
 		return false, err
 	}
 	if set.Elements, odd, err = join(set, bounds); err != nil {

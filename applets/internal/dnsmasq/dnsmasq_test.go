@@ -364,17 +364,20 @@ func pretend(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// ended waits for a child of the test and says how it ended; "" while it runs.
-func ended(t *testing.T, cmd *exec.Cmd) string {
+// ended says how a child of the test ended; "" if it still runs after that wait.
+// A killed process has no command line any more before it can be waited for.
+func ended(t *testing.T, cmd *exec.Cmd, wait time.Duration) string {
 	t.Helper()
-	var status syscall.WaitStatus
-	switch pid, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WNOHANG, nil); {
-	case err != nil:
-		t.Fatal(err)
-	case pid == 0:
-		return ""
+	for started := time.Now(); time.Since(started) <= wait; time.Sleep(10 * time.Millisecond) {
+		var status syscall.WaitStatus
+		switch pid, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WNOHANG, nil); {
+		case err != nil:
+			t.Fatal(err)
+		case pid != 0:
+			return status.Signal().String()
+		}
 	}
-	return status.Signal().String()
+	return ""
 }
 
 // A pid file that names somebody else's process, as after a crash and with the
@@ -410,7 +413,7 @@ func TestPIDFileOfAnother(t *testing.T) {
 				t.Error(err)
 			}
 			gone(t, b)
-			if how := ended(t, other); how != "" {
+			if how := ended(t, other, 100*time.Millisecond); how != "" {
 				t.Errorf("the other process ended: %s", how)
 			}
 		})
@@ -499,7 +502,7 @@ func TestStubborn(t *testing.T) {
 		t.Errorf("took %v", took)
 	}
 	gone(t, b)
-	if how := ended(t, one) + " " + ended(t, two); how != "killed killed" {
+	if how := ended(t, one, 5*time.Second) + " " + ended(t, two, 5*time.Second); how != "killed killed" {
 		t.Errorf("ended: %s", how)
 	}
 }
