@@ -110,7 +110,7 @@ func prepareBundle(t testing.TB, dir string, p ruleset.Params) {
 		ports = []uint16{}
 	}
 	errs := []error{
-		b.SetRuleset(table.String()), b.SetTier(bundle.Static), b.SetLoopbackPorts(ports),
+		b.SetRuleset(table.String()), b.SetRulesetFormat(ruleset.Format), b.SetTier(bundle.Static), b.SetLoopbackPorts(ports),
 		b.SetProfileAllowed(p.Allow), b.SetNetwork(bundle.Network{Mode: "none", Hosts: p.Hosts}),
 	}
 	if p.DNS.IsValid() {

@@ -147,6 +147,7 @@ func (a *app) writeRuleset(b *bundle.Bundle, cfg config.Config, network podman.N
 		b.SetNetwork(bundle.Network{Mode: network.Mode, Hosts: network.Hosts}),
 		b.SetTier(bundle.Static),
 		b.SetLoopbackPorts(cfg.LoopbackPorts),
+		b.SetRulesetFormat(ruleset.Format),
 		b.SetRuleset(table.String()),
 	)
 }

@@ -18,6 +18,11 @@ const (
 // batch within the default limits of the kernel, is tested to carry.
 const MaxPrefixes = 50_000
 
+// Format numbers the shape of the tables that Build makes. It grows with every
+// change of that shape, so that what an older Build wrote is known to be built
+// anew instead of being taken for a table that somebody changed.
+const Format = 1
+
 // Params is what differs between the rulesets of two containers.
 type Params struct {
 	DNS   netip.Addr   // resolver that the container may ask; invalid: none

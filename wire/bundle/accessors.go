@@ -384,14 +384,14 @@ func (b *Bundle) prefixes(name string) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(data) == 0 {
-		return nil, nil
-	}
-	out := make([]netip.Prefix, 0, bytes.Count(data, []byte("\n"))+1)
+	var out []netip.Prefix
 	for n, line := range lines(data) {
 		p, err := ParsePrefix(line)
 		if err != nil {
 			return nil, fmt.Errorf("%s, line %d: %w; correct or remove it", b.name(name), n, err)
+		}
+		if out == nil {
+			out = make([]netip.Prefix, 0, bytes.Count(data, []byte("\n"))+1)
 		}
 		out = append(out, p)
 	}

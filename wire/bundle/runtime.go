@@ -14,12 +14,13 @@ import (
 
 // Files that only this program writes or that live as long as a container.
 const (
-	FileUnsettled    = "unsettled"     // a change of the firewall is under way, or was when its command died
-	FileProfileNames = "profile.names" // profiles the container was prepared with, one a line
-	FileProfileCache = "profile.cache" // what profile.allowed was looked up for
-	FileDnsmasqConf  = "dnsmasq.conf"
-	FileDnsmasqPID   = "dnsmasq.pid"
-	FileResolvConf   = "resolv.conf"
+	FileUnsettled     = "unsettled"      // a change of the firewall is under way, or was when its command died
+	FileProfileNames  = "profile.names"  // profiles the container was prepared with, one a line
+	FileProfileCache  = "profile.cache"  // what profile.allowed was looked up for
+	FileRulesetFormat = "ruleset.format" // which shape of table ruleset.nft has; only of ours
+	FileDnsmasqConf   = "dnsmasq.conf"
+	FileDnsmasqPID    = "dnsmasq.pid"
+	FileResolvConf    = "resolv.conf"
 )
 
 // Unsettled reports whether kernel and files may differ because a command
@@ -36,6 +37,25 @@ func (b *Bundle) SetUnsettled(yes bool) error {
 		return b.write(FileUnsettled, nil, maxSmall, volatile)
 	}
 	return b.remove(FileUnsettled)
+}
+
+// RulesetFormat is the number of the shape that ruleset.nft has; 0 if another
+// program wrote it.
+func (b *Bundle) RulesetFormat() (int, error) {
+	word, err := b.word(FileRulesetFormat)
+	if word == "" || err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(word)
+	if err != nil || n <= 0 {
+		return 0, b.bad(FileRulesetFormat, 1, word, "a number")
+	}
+	return n, nil
+}
+
+// SetRulesetFormat replaces the number.
+func (b *Bundle) SetRulesetFormat(n int) error {
+	return b.write(FileRulesetFormat, []byte(strconv.Itoa(n)+"\n"), maxSmall, durable)
 }
 
 // ProfileNames are the profiles the container was prepared with.

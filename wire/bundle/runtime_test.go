@@ -150,3 +150,24 @@ func TestProcessOf(t *testing.T) {
 		t.Errorf("ended: alive %t, %v", p.Alive(), err)
 	}
 }
+
+func TestRulesetFormat(t *testing.T) {
+	b := create(t)
+	if n, err := b.RulesetFormat(); n != 0 || err != nil {
+		t.Errorf("without the file: %d, %v", n, err)
+	}
+	if err := b.SetRulesetFormat(7); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.RulesetFormat(); n != 7 || err != nil {
+		t.Errorf("%d, %v; want 7", n, err)
+	}
+	for _, bad := range []string{"x\n", "0\n", "-1\n", "1 2\n"} {
+		if err := os.WriteFile(filepath.Join(b.Path(), FileRulesetFormat), []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := b.RulesetFormat(); err == nil {
+			t.Errorf("%q: %d", bad, n)
+		}
+	}
+}

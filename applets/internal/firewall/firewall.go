@@ -205,6 +205,17 @@ func Load(b *bundle.Bundle) (*ruleset.Table, error) {
 		return nil, fmt.Errorf("ruleset.nft: %w", err)
 	}
 	f := Firewall{bundle: b}
+	format, err := b.RulesetFormat()
+	if err != nil {
+		return nil, err
+	}
+	if format != 0 && format != ruleset.Format {
+		// Another version of this program wrote it: what was asked for is
+		// taken from it, and built as this one does.
+		if t, err = f.target(t, ruleset.Up); err != nil {
+			return nil, err
+		}
+	}
 	p, err := f.policy()
 	if err != nil {
 		return nil, err
