@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/google/nftables"
 	"github.com/terok-ai/terok-box/nl/kerneltest"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 )
@@ -281,10 +282,11 @@ func TestBusyResolver(t *testing.T) {
 				return
 			default:
 			}
-			var w writer
 			a := netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})
-			w.encodeElements(set, []ruleset.Element{{Range: ruleset.Range{From: a, To: a}, Timeout: time.Hour}}, false)
-			if err := resolver.s.batch([]message{{unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, w.b, "learn"}}); err != nil {
+			learned := []ruleset.Element{{Range: ruleset.Range{From: a, To: a}, Timeout: time.Hour}}
+			if err := resolver.s.batch(encoded(t, func(c *nftables.Conn) error {
+				return c.SetAddElements(librarySet(set, 0), libraryElements(set, learned, false))
+			})); err != nil {
 				t.Error(err)
 				return
 			}
@@ -402,22 +404,42 @@ func TestImpossible(t *testing.T) {
 	}
 }
 
-// An attribute that is too long is an error and does not wrap.
-func TestLongAttribute(t *testing.T) {
-	var w writer
-	w.nest(1, func() {
-		for range 3000 {
-			w.u64(1, 0)
-			w.u64(2, 0)
-		}
-	})
-	if !errors.Is(w.err, errLong) {
-		t.Errorf("72000 bytes: %v", w.err)
+// encoded is what the library makes of operations.
+func encoded(t testing.TB, ops ...func(c *nftables.Conn) error) []message {
+	t.Helper()
+	var r recorder
+	for _, op := range ops {
+		r.add("an operation", op)
 	}
-	w = writer{}
-	w.bytes(1, make([]byte, 1<<16))
-	if !errors.Is(w.err, errLong) {
-		t.Errorf("65540 bytes: %v", w.err)
+	msgs, err := r.take()
+	if err != nil {
+		t.Error(err)
+	}
+	return msgs
+}
+
+// What does not fit the 16 bits of an attribute's length, which the library
+// lets wrap, is an error; so is an operation that makes another number of
+// messages than one.
+func TestTake(t *testing.T) {
+	set := &ruleset.Set{Name: "s", Interval: true}
+	many := build(t, ruleset.Up, ruleset.Params{Allow: hosts(3000, 1)}).Set("allow_v4").Elements
+	for want, op := range map[string]func(c *nftables.Conn) error{
+		"netlink message of": func(c *nftables.Conn) error {
+			return c.SetAddElements(librarySet(set, 0), libraryElements(set, many, false))
+		},
+		"1 operations became 0": func(c *nftables.Conn) error { return nil },
+		"1 operations became 2": func(c *nftables.Conn) error { c.FlushTable(table()); c.DelTable(table()); return nil },
+		"an operation: refused": func(c *nftables.Conn) error { return errors.New("refused") },
+	} {
+		var r recorder
+		r.add("an operation", op)
+		if msgs, err := r.take(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %d messages, %v", want, len(msgs), err)
+		}
+		if msgs, err := r.take(); msgs != nil || err != nil {
+			t.Errorf("%s: nothing is left, but %v, %v", want, msgs, err)
+		}
 	}
 }
 
@@ -428,11 +450,9 @@ func TestLostAnswers(t *testing.T) {
 	if err := unix.SetsockoptInt(c.s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
 		t.Fatal(err)
 	}
-	w := writer{}
-	w.str(unix.NFTA_TABLE_NAME, "nothing")
 	var msgs []message
 	for range 300 {
-		msgs = append(msgs, message{unix.NFT_MSG_DELTABLE, 0, w.b, "delete nothing"})
+		msgs = append(msgs, message{unix.NFT_MSG_DELTABLE, 0, request(name(unix.NFTA_TABLE_NAME, "nothing")), "delete nothing"})
 	}
 	if err := c.s.batch(msgs); err == nil {
 		t.Error("300 failures are a success")
@@ -467,19 +487,17 @@ func TestClosed(t *testing.T) {
 func FuzzMessages(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 13))
 	for range 20 {
-		var w writer
-		if err := w.encodeRuleMessage("output", randomRule(r, nil)); err != nil {
-			f.Fatal(err)
+		s, rule := randomSet(r, "s"), randomRule(r, nil)
+		for _, m := range encoded(f,
+			func(c *nftables.Conn) error { return addRule(c, "output", rule) },
+			func(c *nftables.Conn) error { return c.AddSet(librarySet(&s, 1), nil) },
+			func(c *nftables.Conn) error {
+				return c.SetAddElements(librarySet(&s, 0), libraryElements(&s, s.Elements, false))
+			},
+			func(c *nftables.Conn) error { return addChain(c, "output", ruleset.Drop) },
+		) {
+			f.Add(appendMessage(nil, &m, messageType(m.typ), 1, 0))
 		}
-		f.Add(appendMessage(nil, &message{body: w.b}, messageType(unix.NFT_MSG_NEWRULE), 1, 0))
-		w = writer{}
-		s := randomSet(r, "s")
-		w.encodeSet(&s, 1)
-		w.encodeElements(&s, s.Elements, false)
-		f.Add(appendMessage(nil, &message{body: w.b}, messageType(unix.NFT_MSG_NEWSETELEM), 1, 0))
-		w = writer{}
-		w.encodeChain("output", ruleset.Drop)
-		f.Add(appendMessage(nil, &message{body: w.b}, messageType(unix.NFT_MSG_NEWCHAIN), 1, 0))
 	}
 	f.Add(binary.NativeEndian.AppendUint32(nil, 16))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -505,11 +523,11 @@ func FuzzMessages(f *testing.F) {
 			if err != nil {
 				return nil
 			}
-			var w writer
-			if err := w.encodeRule(rule); err != nil || w.err != nil {
-				t.Fatalf("%s cannot be encoded: %v, %v", rule, err, w.err)
+			made, err := parseFields(encoded(t, func(c *nftables.Conn) error { return addRule(c, "output", rule) })[0].body)
+			if err != nil {
+				t.Fatal(err)
 			}
-			again, err := decodeRule(w.b[attrHeader:])
+			again, err := decodeRuleMessage(&made)
 			if err != nil || !again.Equal(rule) {
 				t.Fatalf("%s becomes %s, %v", rule, again, err)
 			}

@@ -2,9 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"math"
 	"slices"
 )
 
@@ -13,69 +11,8 @@ import (
 // nf_tables' values are big endian.
 const (
 	attrHeader = 4
-	attrNested = 1 << 15 // NLA_F_NESTED
 	attrType   = 1<<14 - 1
 )
-
-var errLong = errors.New("netlink attribute of more than 65535 bytes")
-
-// writer appends attributes to a message. The length of an attribute has 16
-// bits; err is set instead of letting it wrap.
-type writer struct {
-	b   []byte
-	err error
-}
-
-func (w *writer) header(typ uint16, size int) {
-	if attrHeader+size > math.MaxUint16 {
-		w.err = errLong
-	}
-	w.b = binary.NativeEndian.AppendUint16(w.b, uint16(attrHeader+size))
-	w.b = binary.NativeEndian.AppendUint16(w.b, typ)
-}
-
-func (w *writer) bytes(typ uint16, data []byte) {
-	w.header(typ, len(data))
-	w.b = append(w.b, data...)
-	w.pad()
-}
-
-func (w *writer) pad() {
-	for len(w.b)%4 != 0 {
-		w.b = append(w.b, 0)
-	}
-}
-
-func (w *writer) u32(typ uint16, v uint32) {
-	w.header(typ, 4)
-	w.b = binary.BigEndian.AppendUint32(w.b, v)
-}
-
-func (w *writer) u64(typ uint16, v uint64) {
-	w.header(typ, 8)
-	w.b = binary.BigEndian.AppendUint64(w.b, v)
-}
-
-// str appends a string with its terminating zero.
-func (w *writer) str(typ uint16, s string) {
-	w.header(typ, len(s)+1)
-	w.b = append(w.b, s...)
-	w.b = append(w.b, 0)
-	w.pad()
-}
-
-// nest appends an attribute that consists of what f appends.
-func (w *writer) nest(typ uint16, f func()) {
-	at := len(w.b)
-	w.header(typ|attrNested, 0)
-	f()
-	size := len(w.b) - at
-	if size > math.MaxUint16 {
-		w.err = errLong
-		return
-	}
-	binary.NativeEndian.PutUint16(w.b[at:], uint16(size))
-}
 
 // attributes calls f with each attribute's type, without flags, and value.
 func attributes(b []byte, f func(typ uint16, v []byte) error) error {

@@ -34,19 +34,6 @@ func decodeTable(f *fields) (use uint32, err error) {
 	return use, nil
 }
 
-// encodeChain appends the attributes of NFT_MSG_NEWCHAIN. On a chain that
-// exists it changes the policy.
-func (w *writer) encodeChain(name string, policy ruleset.Verdict) {
-	w.str(unix.NFTA_CHAIN_TABLE, ruleset.TableName)
-	w.str(unix.NFTA_CHAIN_NAME, name)
-	w.nest(unix.NFTA_CHAIN_HOOK, func() {
-		w.u32(unix.NFTA_HOOK_HOOKNUM, hooks[name])
-		w.u32(unix.NFTA_HOOK_PRIORITY, 0)
-	})
-	w.u32(unix.NFTA_CHAIN_POLICY, verdictCode(policy))
-	w.str(unix.NFTA_CHAIN_TYPE, chainType)
-}
-
 // decodeChain reads a chain without its rules.
 func decodeChain(f *fields) (name string, c ruleset.Chain, err error) {
 	name = f.str(unix.NFTA_CHAIN_NAME)
@@ -74,13 +61,6 @@ func decodeChain(f *fields) (name string, c ruleset.Chain, err error) {
 		return name, c, foreign("chain %s with flags", name)
 	}
 	return name, c, nil
-}
-
-// encodeRuleMessage appends the attributes of NFT_MSG_NEWRULE.
-func (w *writer) encodeRuleMessage(chain string, r ruleset.Rule) error {
-	w.str(unix.NFTA_RULE_TABLE, ruleset.TableName)
-	w.str(unix.NFTA_RULE_CHAIN, chain)
-	return w.encodeRule(r)
 }
 
 // decodeRuleMessage reads a rule.

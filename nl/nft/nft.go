@@ -2,12 +2,13 @@
 // netlink. What it cannot read completely it does not call a table, and what
 // it has applied it has read back.
 //
-// It speaks nf_tables itself: google/nftables skips expressions that it does
-// not know, so that a rule looks wider or narrower than it is, lets lengths
-// wrap, and asks for more acknowledgements than fit a socket.
+// Messages are made by google/nftables and sent over a socket of this package,
+// see recorder. What the kernel answers is decoded here: that library skips
+// expressions that it does not know, so that a rule would look wider or
+// narrower than it is.
 //
 // It never runs a program, and must never import anything but the standard
-// library, x/sys and nl/ruleset.
+// library, x/sys, mdlayher/netlink, google/nftables and nl/ruleset.
 package nft
 
 import (
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"golang.org/x/sys/unix"
@@ -29,9 +31,10 @@ func foreign(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrForeign, fmt.Sprintf(format, args...))
 }
 
-// Attempts before giving up, with somebody else changing the same ruleset.
+// How long or often is tried, with somebody else changing the same ruleset.
 const (
-	listAttempts  = 8
+	listTime      = time.Second
+	listAttempts  = 8 // of one set
 	applyAttempts = 3
 )
 
@@ -195,10 +198,13 @@ type listing struct {
 func (s *socket) list() (listing, error) {
 	var l listing
 	var err error
-	for range listAttempts {
-		if l, err = s.listOnce(); !errors.Is(err, errChanged) {
+	const longest = 4 * time.Millisecond
+	started := time.Now()
+	for pause := 20 * time.Microsecond; ; pause = min(2*pause, longest) {
+		if l, err = s.listOnce(); !errors.Is(err, errChanged) || time.Since(started) > listTime {
 			break
 		}
+		time.Sleep(pause) // somebody else is at it
 	}
 	if err != nil {
 		l.table = nil
@@ -213,9 +219,8 @@ func (s *socket) listOnce() (l listing, err error) {
 	// generation if these two are, even if there is nothing between them.
 	var generation uint16
 	var use uint32
-	request := writer{}
-	request.str(unix.NFTA_TABLE_NAME, ruleset.TableName)
-	err = s.get(&message{typ: unix.NFT_MSG_GETTABLE, body: request.b, about: "table"}, func(g uint16, f *fields) error {
+	body := request(name(unix.NFTA_TABLE_NAME, ruleset.TableName))
+	err = s.get(&message{typ: unix.NFT_MSG_GETTABLE, body: body, about: "table"}, func(g uint16, f *fields) error {
 		l.exists, generation = true, g
 		use, err = decodeTable(f)
 		return err
@@ -228,9 +233,8 @@ func (s *socket) listOnce() (l listing, err error) {
 	}
 	t := &ruleset.Table{}
 	rules := map[string][]ruleset.Rule{}
-	request = writer{}
-	request.str(unix.NFTA_RULE_TABLE, ruleset.TableName)
-	err = s.get(&message{typ: unix.NFT_MSG_GETRULE, flags: unix.NLM_F_DUMP, body: request.b, about: "rules"}, func(_ uint16, f *fields) error {
+	body = request(name(unix.NFTA_RULE_TABLE, ruleset.TableName))
+	err = s.get(&message{typ: unix.NFT_MSG_GETRULE, flags: unix.NLM_F_DUMP, body: body, about: "rules"}, func(_ uint16, f *fields) error {
 		if f.str(unix.NFTA_RULE_TABLE) != ruleset.TableName { // kernels before 4.7 do not filter
 			return nil
 		}
@@ -245,9 +249,8 @@ func (s *socket) listOnce() (l listing, err error) {
 	if err != nil {
 		return l, err
 	}
-	request = writer{}
-	request.str(unix.NFTA_SET_TABLE, ruleset.TableName)
-	err = s.get(&message{typ: unix.NFT_MSG_GETSET, flags: unix.NLM_F_DUMP, body: request.b, about: "sets"}, func(_ uint16, f *fields) error {
+	body = request(name(unix.NFTA_SET_TABLE, ruleset.TableName))
+	err = s.get(&message{typ: unix.NFT_MSG_GETSET, flags: unix.NLM_F_DUMP, body: body, about: "sets"}, func(_ uint16, f *fields) error {
 		if f.str(unix.NFTA_SET_TABLE) != ruleset.TableName {
 			return nil
 		}
@@ -300,10 +303,8 @@ func (s *socket) listOnce() (l listing, err error) {
 
 // listElements reads the elements of a set.
 func (s *socket) listElements(set *ruleset.Set) (odd bool, err error) {
-	request := writer{}
-	request.str(unix.NFTA_SET_ELEM_LIST_TABLE, ruleset.TableName)
-	request.str(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
-	m := message{typ: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, body: request.b, about: "elements of " + set.Name}
+	body := request(name(unix.NFTA_SET_ELEM_LIST_TABLE, ruleset.TableName), name(unix.NFTA_SET_ELEM_LIST_SET, set.Name))
+	m := message{typ: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, body: body, about: "elements of " + set.Name}
 	// A set of single addresses that a resolver fills all the time is listed
 	// as it was found in the end: Diff leaves it alone.
 	attempts, filled := listAttempts, set.Expiring && !set.Interval

@@ -6,8 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/terok-ai/terok-box/nl/ruleset"
-	"golang.org/x/sys/unix"
 )
 
 // planner turns a change into batches of messages, each of which the kernel
@@ -24,9 +24,8 @@ type planner struct {
 	replace bool               // there is a table that cannot be changed
 	room    func(want int) int // how many bytes a batch can have, if it has to have want
 
-	ids  uint32 // of new sets
-	msgs []message
-	err  error
+	ids uint32 // of new sets
+	recorder
 }
 
 func size(msgs []message) (n int) {
@@ -41,59 +40,24 @@ func (p *planner) fits(msgs []message) bool {
 	return n <= p.room(n)
 }
 
-// take is what was planned since it was called last.
-func (p *planner) take() ([]message, error) {
-	msgs := p.msgs
-	p.msgs = nil
-	return msgs, p.err
-}
-
-func (p *planner) add(typ, flags uint16, about string, f func(w *writer) error) {
-	w := writer{b: make([]byte, 0, 256)}
-	err := f(&w)
-	if err == nil {
-		err = w.err
-	}
-	if err != nil && p.err == nil {
-		p.err = fmt.Errorf("%s: %w", about, err)
-	}
-	p.msgs = append(p.msgs, message{typ, flags, w.b, about})
-}
-
-func (p *planner) table(typ, flags uint16, about string) {
-	p.add(typ, flags, about, func(w *writer) error {
-		w.str(unix.NFTA_TABLE_NAME, ruleset.TableName)
-		return nil
-	})
-}
-
 // begin makes the table, or takes the rules out of the one that is there.
 func (p *planner) begin() {
 	switch {
 	case p.change.New && p.replace:
-		p.table(unix.NFT_MSG_DELTABLE, 0, "delete the table")
+		p.add("delete the table", func(c *nftables.Conn) error { c.DelTable(table()); return nil })
 		fallthrough
 	case p.change.New:
 		// Exclusively: behind the rules of somebody who was faster, ours would
 		// mean nothing.
-		p.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "add the table")
+		p.add("add the table", func(c *nftables.Conn) error { c.CreateTable(table()); return nil })
 	case p.change.Rules:
-		p.add(unix.NFT_MSG_DELRULE, 0, "remove the rules", func(w *writer) error {
-			w.str(unix.NFTA_RULE_TABLE, ruleset.TableName)
-			return nil
-		})
+		p.add("remove the rules", func(c *nftables.Conn) error { c.FlushTable(table()); return nil })
 	}
 }
 
 func (p *planner) chains(output, input ruleset.Verdict) {
 	for name, policy := range inOrder(output, input) {
-		if policy != ruleset.Accept && policy != ruleset.Drop && p.err == nil {
-			p.err = fmt.Errorf("chain %s: verdict %d is no policy", name, policy)
-		}
-		p.add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, "add chain "+name, func(w *writer) error {
-			w.encodeChain(name, policy)
-			return nil
-		})
+		p.add("add chain "+name, func(c *nftables.Conn) error { return addChain(c, name, policy) })
 	}
 }
 
@@ -105,20 +69,18 @@ func inOrder[T any](output, input T) func(yield func(string, T) bool) {
 }
 
 func (p *planner) rules() {
-	for name, c := range inOrder(p.want.Output, p.want.Input) {
-		for i, r := range c.Rules {
-			p.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND,
-				fmt.Sprintf("add rule %d of chain %s", i+1, name),
-				func(w *writer) error { return w.encodeRuleMessage(name, r) })
+	for name, chain := range inOrder(p.want.Output, p.want.Input) {
+		for i, r := range chain.Rules {
+			p.add(fmt.Sprintf("add rule %d of chain %s", i+1, name),
+				func(c *nftables.Conn) error { return addRule(c, name, r) })
 		}
 	}
 }
 
 func (p *planner) dropSets() {
 	for _, name := range p.change.DropSets {
-		p.add(unix.NFT_MSG_DELSET, 0, "delete set "+name, func(w *writer) error {
-			w.str(unix.NFTA_SET_TABLE, ruleset.TableName)
-			w.str(unix.NFTA_SET_NAME, name)
+		p.add("delete set "+name, func(c *nftables.Conn) error {
+			c.DelSet(&nftables.Set{Table: table(), Name: name})
 			return nil
 		})
 	}
@@ -128,10 +90,8 @@ func (p *planner) addSets() {
 	for i := range p.change.AddSets {
 		s := &p.change.AddSets[i]
 		p.ids++
-		p.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, "add set "+s.Name, func(w *writer) error {
-			w.encodeSet(s, p.ids)
-			return nil
-		})
+		id := p.ids
+		p.add("add set "+s.Name, func(c *nftables.Conn) error { return c.AddSet(librarySet(s, id), nil) })
 	}
 }
 
@@ -150,18 +110,17 @@ func (p *planner) alter(s *ruleset.Set, del, add []ruleset.Element) {
 }
 
 func (p *planner) elements(s *ruleset.Set, elements []ruleset.Element, remove bool) {
-	typ, flags, about := uint16(unix.NFT_MSG_NEWSETELEM), uint16(unix.NLM_F_CREATE), "add to set "+s.Name
+	about, carry := "add to set "+s.Name, (*nftables.Conn).SetAddElements
 	if remove {
-		typ, flags, about = unix.NFT_MSG_DELSETELEM, 0, "delete from set "+s.Name
+		about, carry = "delete from set "+s.Name, (*nftables.Conn).SetDeleteElements
 	}
 	for chunk := range slices.Chunk(elements, elementsPerMessage) {
 		about := fmt.Sprintf("%s %s", about, chunk[0].From)
 		if len(chunk) > 1 {
 			about += fmt.Sprintf(" and %d more", len(chunk)-1)
 		}
-		p.add(typ, flags, about, func(w *writer) error {
-			w.encodeElements(s, chunk, remove)
-			return nil
+		p.add(about, func(c *nftables.Conn) error {
+			return carry(c, librarySet(s, 0), libraryElements(s, chunk, remove))
 		})
 	}
 }
@@ -318,7 +277,7 @@ func (p *planner) gradual(steps []step) ([][]message, error) {
 		p.dropSets()
 		p.rules()
 	}
-	rules := len(p.msgs)
+	rules := len(p.ops)
 	torn = false
 	for _, s := range steps {
 		del, add := without(s.mid, s.add), without(s.add, s.mid)

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -78,7 +79,7 @@ func (m *model) carryOut(msg message) error {
 		if s == nil {
 			return unix.ENOENT
 		}
-		bounds, err := decodeElements(s, f.v[unix.NFTA_SET_ELEM_LIST_ELEMENTS], nil)
+		bounds, err := decodeElements(s, unnumbered(f.v[unix.NFTA_SET_ELEM_LIST_ELEMENTS]), nil)
 		if err != nil {
 			return err
 		}
@@ -103,6 +104,17 @@ func (m *model) carryOut(msg message) error {
 		return fmt.Errorf("message of type %d", msg.typ)
 	}
 	return nil
+}
+
+// unnumbered gives the attributes of a list the one type that they have in the
+// kernel's answers. The library numbers them, which the kernel ignores.
+func unnumbered(list []byte) []byte {
+	list = slices.Clone(list)
+	for b := list; len(b) >= attrHeader; {
+		binary.NativeEndian.PutUint16(b[2:], unix.NFTA_LIST_ELEM)
+		b = b[min((int(binary.NativeEndian.Uint16(b))+3)&^3, len(b)):]
+	}
+	return list
 }
 
 func (m *model) clone() *model {

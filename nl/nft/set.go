@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math"
 	"net/netip"
@@ -26,47 +25,9 @@ const (
 	nftaSetCount  = 20 // NFTA_SET_COUNT: of elements, for information
 )
 
-// keyByteOrder is the userdata with which nft marks sets of big endian keys:
-// NFTNL_UDATA_SET_KEYBYTEORDER, length, BYTEORDER_BIG_ENDIAN.
-var keyByteOrder = binary.NativeEndian.AppendUint32([]byte{0, 4}, 2)
-
-// openInterval is the userdata with which nft marks an interval up to the last
-// address: NFTNL_UDATA_SET_ELEM_FLAGS, length, SET_ELEM_F_INTERVAL_OPEN.
-var openInterval = binary.NativeEndian.AppendUint32([]byte{1, 4}, 1)
-
-// milliseconds is a duration as the kernel counts them, which is never 0:
-// that would be for ever.
-func milliseconds(d time.Duration) uint64 { return uint64(max(d.Milliseconds(), 1)) }
-
-// duration is the inverse, for what is a few hundred years at most.
+// duration is of milliseconds, as the kernel counts them; a few hundred years at most.
 func duration(ms uint64) time.Duration {
 	return time.Duration(min(ms, math.MaxInt64/uint64(time.Millisecond))) * time.Millisecond
-}
-
-// encodeSet appends the attributes of NFT_MSG_NEWSET. id is unique in the
-// batch.
-func (w *writer) encodeSet(s *ruleset.Set, id uint32) {
-	w.str(unix.NFTA_SET_TABLE, ruleset.TableName)
-	w.str(unix.NFTA_SET_NAME, s.Name)
-	var flags uint32
-	if s.Interval {
-		flags |= unix.NFT_SET_INTERVAL
-	}
-	if s.Expiring {
-		flags |= unix.NFT_SET_TIMEOUT
-	}
-	w.u32(unix.NFTA_SET_FLAGS, flags)
-	typ := uint32(keyIPv4)
-	if s.V6 {
-		typ = keyIPv6
-	}
-	w.u32(unix.NFTA_SET_KEY_TYPE, typ)
-	w.u32(unix.NFTA_SET_KEY_LEN, uint32(addrSize(s.V6)))
-	w.u32(unix.NFTA_SET_ID, id)
-	if s.Expiring && s.Timeout > 0 {
-		w.u64(unix.NFTA_SET_TIMEOUT, milliseconds(s.Timeout))
-	}
-	w.bytes(unix.NFTA_SET_USERDATA, keyByteOrder)
 }
 
 // decodeSet reads a set without its elements.
@@ -117,47 +78,6 @@ func decodeSet(f *fields) (s ruleset.Set, err error) {
 		return s, foreign("set %s with a size", s.Name)
 	}
 	return s, nil
-}
-
-// elementsPerMessage bounds how many elements one message carries: the list is
-// one attribute, whose length has 16 bits.
-const elementsPerMessage = 500
-
-// encodeElements appends the attributes of NFT_MSG_NEWSETELEM or
-// NFT_MSG_DELSETELEM. Of an interval set each element is two, its first
-// address and the one after its last; without the second one everything above
-// would be in the set.
-func (w *writer) encodeElements(s *ruleset.Set, elements []ruleset.Element, remove bool) {
-	w.str(unix.NFTA_SET_ELEM_LIST_TABLE, ruleset.TableName)
-	w.str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
-	w.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
-		for _, e := range elements {
-			end := e.To.Next() // invalid after the last address
-			w.nest(unix.NFTA_LIST_ELEM, func() {
-				w.key(e.From)
-				if s.Interval && !end.IsValid() {
-					w.bytes(unix.NFTA_SET_ELEM_USERDATA, openInterval)
-				}
-				switch {
-				case remove || !s.Expiring || e.Timeout == 0:
-				case e.Timeout < 0:
-					w.u64(unix.NFTA_SET_ELEM_TIMEOUT, 0) // for ever, whatever the set's default
-				default:
-					w.u64(unix.NFTA_SET_ELEM_TIMEOUT, milliseconds(e.Timeout))
-				}
-			})
-			if s.Interval && end.IsValid() {
-				w.nest(unix.NFTA_LIST_ELEM, func() {
-					w.u32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
-					w.key(end)
-				})
-			}
-		}
-	})
-}
-
-func (w *writer) key(a netip.Addr) {
-	w.nest(unix.NFTA_SET_ELEM_KEY, func() { w.bytes(unix.NFTA_DATA_VALUE, a.AsSlice()) })
 }
 
 // bound is an element as the kernel has it: of an interval set one end of an
