@@ -83,13 +83,22 @@ func decodeSet(f *fields) (s ruleset.Set, err error) {
 // bound is an element as the kernel has it: of an interval set one end of an
 // interval.
 type bound struct {
-	at  netip.Addr
-	end bool // at is the first address after the interval
-	e   ruleset.Element
+	at               netip.Addr
+	end              bool          // at is the first address after the interval
+	timeout, expires time.Duration // as of a ruleset.Element
 }
+
+// elementSize is what an element takes in an answer at least: itself, its key
+// and the key's value, with 4 bytes of address.
+const elementSize = 3*attrHeader + 4
 
 // decodeElements reads the value of NFTA_SET_ELEM_LIST_ELEMENTS.
 func decodeElements(s *ruleset.Set, b []byte, bounds []bound) ([]bound, error) {
+	// Answers come by the hundred; room for as many again as there are keeps
+	// large sets from being copied over and over.
+	if n := len(b) / elementSize; cap(bounds)-len(bounds) < n {
+		bounds = slices.Grow(bounds, max(n, len(bounds)))
+	}
 	err := attributes(b, func(typ uint16, v []byte) error {
 		f, err := parseFields(v)
 		if err != nil {
@@ -136,9 +145,9 @@ func (d *bound) lifetime(s *ruleset.Set, f *fields) error {
 	switch {
 	case d.end || !s.Expiring:
 	case expires:
-		d.e.Timeout, d.e.Expires = duration(ms), duration(left)
+		d.timeout, d.expires = duration(ms), duration(left)
 	case s.Timeout != 0:
-		d.e.Timeout = ruleset.Permanent
+		d.timeout = ruleset.Permanent
 	}
 	return nil
 }
@@ -147,13 +156,17 @@ func (d *bound) lifetime(s *ruleset.Set, f *fields) error {
 // odd reports intervals that meet without a bound that ends the first: some
 // versions of nft make them, and they cannot be deleted one by one.
 func join(s *ruleset.Set, bounds []bound) (elements []ruleset.Element, odd bool, err error) {
+	if len(bounds) == 0 {
+		return nil, false, nil
+	}
 	if !s.Interval {
+		elements = make([]ruleset.Element, 0, len(bounds))
 		for _, b := range bounds {
-			b.e.Range = ruleset.Range{From: b.at, To: b.at}
-			elements = append(elements, b.e)
+			elements = append(elements, ruleset.Element{Range: ruleset.Range{From: b.at, To: b.at}, Timeout: b.timeout, Expires: b.expires})
 		}
 		return elements, false, nil
 	}
+	elements = make([]ruleset.Element, 0, len(bounds)/2+1)
 	slices.SortFunc(bounds, func(a, b bound) int {
 		switch c := a.at.Compare(b.at); {
 		case c != 0:
@@ -177,8 +190,7 @@ func join(s *ruleset.Set, bounds []bound) (elements []ruleset.Element, odd bool,
 		}
 		switch {
 		case !b.end:
-			b.e.From = b.at
-			elements = append(elements, b.e)
+			elements = append(elements, ruleset.Element{Range: ruleset.Range{From: b.at}, Timeout: b.timeout, Expires: b.expires})
 		case !open && !b.at.IsUnspecified() && !s.Expiring:
 			// nft begins every set with an end at 0, and an expired beginning
 			// disappears before its end does. There is no other reason.
