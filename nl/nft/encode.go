@@ -92,7 +92,7 @@ func addChain(c *nftables.Conn, name string, policy ruleset.Verdict) error {
 	code := nftables.ChainPolicy(verdictCode(policy))
 	c.AddChain(&nftables.Chain{
 		Name: name, Table: table(), Type: chainType, Policy: &code,
-		Hooknum: nftables.ChainHookRef(nftables.ChainHook(hooks[name])), Priority: nftables.ChainPriorityFilter,
+		Hooknum: new(nftables.ChainHook(hooks[name])), Priority: nftables.ChainPriorityFilter,
 	})
 	return nil
 }
