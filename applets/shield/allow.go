@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/terok-ai/terok-box/applets/internal/config"
 	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
@@ -43,7 +42,7 @@ func (c verdictCmd) decide(a *app, op control.Op, done, none string) error {
 	if err != nil {
 		return err
 	}
-	addresses, err := a.addresses(cfg, t)
+	addresses, err := a.addresses(t)
 	if err != nil {
 		return fmt.Errorf(none+": %w", l.name, err)
 	}
@@ -59,7 +58,7 @@ func (c verdictCmd) decide(a *app, op control.Op, done, none string) error {
 }
 
 // addresses is the target itself, or what its name resolves to now.
-func (a *app) addresses(_ config.Config, t policy.Target) ([]string, error) {
+func (a *app) addresses(t policy.Target) ([]string, error) {
 	if t.Prefix.IsValid() {
 		return []string{bundle.FormatPrefix(t.Prefix)}, nil
 	}

@@ -132,9 +132,7 @@ func parse(parser *kong.Kong, args []string) (cmd *kong.Context, err error) {
 // container is a positional argument: a container's name or id.
 type container string
 
-// Validate refuses names that Podman would not have made.
-func (c container) Validate() error { return nil }
-
+// check refuses names that Podman would not have made.
 func (c container) check() error { return policy.ContainerName(string(c)) }
 
 // printJSON prints one value on one line.

@@ -212,46 +212,6 @@ func benchAddresses() ([]row, error) {
 	}, nil
 }
 
-// benchAllow compares the whole command on a running container with what the
-// operator would type without it, both from inside the user namespace.
-func benchAllow() ([]row, error) {
-	dir, err := os.MkdirTemp("", "terok-bench-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	p, err := prepare(filepath.Join(dir, "containers"), 100)
-	if err != nil {
-		return nil, err
-	}
-	h, err := hold()
-	if err != nil {
-		return nil, err
-	}
-	defer h.end()
-	st, err := p.state(h.pid)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := timed(st, filepath.Join(build, "nft-hook"), "createRuntime"); err != nil {
-		return nil, err
-	}
-	var ours, theirs []time.Duration
-	for i := range runs {
-		d, err := timed(nil, filepath.Join(build, "terok-shield"), "--state-dir", dir, "allow", filepath.Base(p.dir), fmt.Sprintf("198.51.100.%d", i+1))
-		if err != nil {
-			return nil, err
-		}
-		ours = append(ours, d)
-		d, err = timed(nil, "nsenter", "-t", fmt.Sprint(h.pid), "-n", "nft", "add", "element", "inet", "terok_shield", "allow_v4", fmt.Sprintf("{ 203.0.113.%d }", i+1))
-		if err != nil {
-			return nil, err
-		}
-		theirs = append(theirs, d)
-	}
-	return []row{faster("terok-shield allow, whole command", median(ours), "nsenter -n nft add element", median(theirs), 0.5)}, nil
-}
-
 func benchSize() ([]row, error) {
 	st, err := os.Stat(filepath.Join(build, "terok-box"))
 	if err != nil {
