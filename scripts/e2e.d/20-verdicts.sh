@@ -61,20 +61,20 @@ test_deny_cuts_a_live_download() {
 test_one_containers_verdicts_leave_others_alone() {
   shield setup
   profile p 203.0.113.20
-  sleeper a p
-  sleeper b p
-  shield allow a 203.0.113.41
-  expect_passes a tcp 203.0.113.41
-  expect_blocked b tcp 203.0.113.41
-  shield deny a 203.0.113.20
-  expect_blocked a tcp 203.0.113.20
-  expect_passes b tcp 203.0.113.20
-  shield down a
-  state a down
-  state b up
-  expect_blocked b tcp 203.0.113.42
-  shield quarantine b
-  expect_passes a tcp 203.0.113.42
+  sleeper one p
+  sleeper two p
+  shield allow one 203.0.113.41
+  expect_passes one tcp 203.0.113.41
+  expect_blocked two tcp 203.0.113.41
+  shield deny one 203.0.113.20
+  expect_blocked one tcp 203.0.113.20
+  expect_passes two tcp 203.0.113.20
+  shield down one
+  state one down
+  state two up
+  expect_blocked two tcp 203.0.113.42
+  shield quarantine two
+  expect_passes one tcp 203.0.113.42
 }
 
 rules() { # CONTAINER: without what was counted

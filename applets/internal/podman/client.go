@@ -330,8 +330,13 @@ type Container struct {
 	Annotations map[string]string
 }
 
-// Inspect asks Podman about one container, by name or id. The error is
-// ErrNotFound if there is none.
+// shortID is how much of an id names a container to us. Podman takes any
+// beginning of one: "b" would be some container whose id begins so, as long as
+// there is none of that name.
+const shortID = 12
+
+// Inspect asks Podman about one container, by name or by at least 12 digits of
+// its id. The error is ErrNotFound if there is none.
 func (c *Client) Inspect(ctx context.Context, name string) (Container, error) {
 	out, err := c.Output(ctx, "inspect", "--type=container", "--format=json", "--", name)
 	if err != nil {
@@ -340,6 +345,9 @@ func (c *Client) Inspect(ctx context.Context, name string) (Container, error) {
 	got, err := parseInspect(out)
 	if err != nil {
 		return Container{}, fmt.Errorf("%s: %w", title([]string{"inspect", name}), err)
+	}
+	if got.Name != name && (len(name) < shortID || !strings.HasPrefix(got.ID, name)) {
+		return Container{}, fmt.Errorf("%s: it is the beginning of the id of %s: %w", name, got.Name, ErrNotFound)
 	}
 	return got, nil
 }

@@ -244,3 +244,16 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 		t.Fatal(err)
 	}
 }
+
+// Podman takes "b" for the container whose id begins so if there is none of
+// that name: a decision about one container would meet another.
+func TestInspectIsExact(t *testing.T) {
+	const id = "b0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde"
+	c := answers(Output{Stdout: []byte(`[{"Id":"` + id + `","Name":"demo","State":{"Pid":1,"Status":"running","Running":true},"HostConfig":{"NetworkMode":"pasta"}}]`)}, nil)
+	for name, found := range map[string]bool{"demo": true, id: true, id[:12]: true, "b": false, id[:11]: false, "c0123456789a": false} {
+		got, err := c.Inspect(t.Context(), name)
+		if (err == nil) != found || !found && !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
