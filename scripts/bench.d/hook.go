@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -88,17 +87,31 @@ func (p prepared) state(pid int) ([]byte, error) {
 	})
 }
 
-// timed runs a command from exec to exit.
-func timed(stdin []byte, argv ...string) (time.Duration, error) {
+// timed runs a command from exec to exit. Its input and output are files: a
+// pipe would add the time in which this process serves it.
+func timed(dir string, stdin []byte, argv ...string) (time.Duration, error) {
+	in, out := filepath.Join(dir, "stdin"), filepath.Join(dir, "output")
+	if err := os.WriteFile(in, stdin, 0o600); err != nil {
+		return 0, err
+	}
+	r, err := os.Open(in)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	w, err := os.Create(out)
+	if err != nil {
+		return 0, err
+	}
+	defer w.Close()
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdin = bytes.NewReader(stdin)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = r, w, w
 	start := time.Now()
-	err := cmd.Run()
+	err = cmd.Run()
 	d := time.Since(start)
 	if err != nil {
-		err = fmt.Errorf("%s: %w: %.300s", strings.Join(argv, " "), err, out.String())
+		text, _ := os.ReadFile(out)
+		err = fmt.Errorf("%s: %w: %.300s", strings.Join(argv, " "), err, text)
 	}
 	return d, err
 }
@@ -129,12 +142,12 @@ func measure(n int) (times, error) {
 				if err != nil {
 					return 0, err
 				}
-				return timed(st, filepath.Join(build, "nft-hook"), "createRuntime")
+				return timed(dir, st, filepath.Join(build, "nft-hook"), "createRuntime")
 			},
 			func(h held) (time.Duration, error) {
-				return timed([]byte(p.text), "nsenter", "-t", fmt.Sprint(h.pid), "-n", "nft", "-f", "-")
+				return timed(dir, []byte(p.text), "nsenter", "-t", fmt.Sprint(h.pid), "-n", "nft", "-f", "-")
 			},
-			func(held) (time.Duration, error) { return timed(nil, hello) },
+			func(held) (time.Duration, error) { return timed(dir, nil, hello) },
 			func(h held) (time.Duration, error) { return commit(h, p.params) },
 		} {
 			h, err := hold()
