@@ -105,27 +105,33 @@ func (n *NS) Do(f func() error) error {
 // locked for good. It is for programs that have nothing else to do; others use
 // Do.
 func (n *NS) Enter() error {
-	own, err := Current()
-	if err != nil {
-		return err
-	}
-	defer own.Close()
-	ownID, err := own.ID()
-	if err != nil {
-		return err
-	}
-	// Entering needs a capability even where nothing changes.
-	if id, err := n.ID(); err != nil || id == ownID {
-		return err
-	}
-	err = control(n.f, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) })
+	err := control(n.f, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) })
 	if errors.Is(err, unix.EPERM) {
+		// Entering needs a capability even where nothing changes.
+		if n.here() {
+			return nil
+		}
 		return fmt.Errorf("enter %s: CAP_SYS_ADMIN in the user namespace that owns it is needed: %w", n.name, err)
 	}
 	if err != nil {
 		return fmt.Errorf("enter %s: %w", n.name, err)
 	}
 	return nil
+}
+
+// here reports whether the calling thread is certainly in the namespace.
+func (n *NS) here() bool {
+	own, err := Current()
+	if err != nil {
+		return false
+	}
+	defer own.Close()
+	ownID, err := own.ID()
+	if err != nil {
+		return false
+	}
+	id, err := n.ID()
+	return err == nil && id == ownID
 }
 
 // onThread runs f on a thread that dies afterwards. It is never the main

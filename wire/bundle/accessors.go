@@ -205,6 +205,9 @@ func (b *Bundle) SetContainerID(id string) error {
 	if !hexID(id) {
 		return fmt.Errorf("write %s: %s is not a container id", b.name(FileContainerID), quote(id))
 	}
+	if have, err := b.ContainerID(); err == nil && have == id { // the same container again
+		return nil
+	}
 	return b.write(FileContainerID, []byte(id+"\n"), maxSmall, volatile)
 }
 
