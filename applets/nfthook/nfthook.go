@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
@@ -32,6 +33,10 @@ runtime then refuses to start the container. poststop cleans up.
 // memoryLimit in bytes, from which on garbage is collected after all: several
 // times what 50,000 addresses take.
 const memoryLimit = 256 << 20
+
+// timeout of a hook: preparing the same container anew, which looks names up,
+// keeps it waiting for ten seconds at most, and dnsmasq's start for thirty.
+const timeout = time.Minute
 
 // Run is the hook. args[0] is the stage, createRuntime by default. It moves
 // its thread into the container's network namespace and leaves it there: the
@@ -96,6 +101,14 @@ func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
 	if st.PID == 0 {
 		return errors.New("the OCI state has no pid")
 	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	// What is read must not change before it is in force.
+	unlock, err := b.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	want, err := firewall.Load(b)
 	if err != nil {
 		return err
@@ -108,11 +121,6 @@ func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
 	if err := firewall.NotHost(ns); err != nil {
 		return err
 	}
-	unlock, err := b.Lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	if err := ns.Enter(); err != nil {
 		return err
 	}

@@ -44,10 +44,10 @@ func (a *app) locate(cfg config.Config, c container) (located, error) {
 	l := located{name: string(c), dir: a.dirOf(cfg, string(c))}
 	if b, err := bundle.Open(l.dir); err == nil {
 		p, err := b.Process()
-		if closeErr := b.Close(); err != nil || closeErr != nil {
-			return l, errors.Join(err, closeErr)
+		if closeErr := b.Close(); closeErr != nil {
+			return l, closeErr
 		}
-		if p.PID != 0 && p.Alive() {
+		if err == nil && p.PID != 0 && p.Alive() { // else Podman knows
 			l.pid, l.netns = p.PID, p.NetNS
 			return l, nil
 		}

@@ -60,7 +60,13 @@ func (c resolveCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	found, err := a.refresh(b, profiles, want, c.Force)
+	if l.pid != 0 {
+		err = b.SetUnsettled(true) // until the kernel has the addresses, too
+	}
+	var found []netip.Prefix
+	if err == nil {
+		found, err = a.refresh(b, profiles, want, c.Force)
+	}
 	unlock()
 	if err != nil {
 		return err

@@ -125,12 +125,12 @@ func Here(b *bundle.Bundle) (*Firewall, error) {
 func (f *Firewall) Close() error { return f.conn.Close() }
 
 func (f *Firewall) perform(req control.Request, resp *control.Response) error {
-	if err := f.settle(); err != nil {
-		return err
-	}
 	var err error
 	switch req.Op {
 	case control.OpState, control.OpRules:
+		if err := f.settle(); err != nil { // what there is can be shown all the same
+			f.warnings = append(f.warnings, err)
+		}
 		return f.describe(req.Op == control.OpRules, resp)
 	case control.OpVerify:
 		return f.Verify()
@@ -147,6 +147,9 @@ func (f *Firewall) perform(req control.Request, resp *control.Response) error {
 		err = f.transition(ruleset.Quarantine, "Quarantine ruleset verification failed: ")
 		f.record(err, audit.Entry{Action: "shield_quarantine"})
 	case control.OpAllow, control.OpDeny:
+		if err := f.settle(); err != nil {
+			return err
+		}
 		return f.change(req, resp)
 	case control.OpSync:
 		err = f.sync()
@@ -344,30 +347,56 @@ func (f *Firewall) Verify() error {
 	return nil
 }
 
-// transition moves the container to another state in one transaction.
+// transition moves the container to another state; its sets become what the
+// files say, so there is nothing to settle before. Quarantine, the way out of
+// any trouble, reads nothing of the bundle.
 func (f *Firewall) transition(to ruleset.State, prefix string) error {
-	text, err := f.bundle.Ruleset()
-	if err != nil {
-		return err
+	var want *ruleset.Table
+	var k ruleset.Known
+	var err error
+	if to == ruleset.Quarantine {
+		want, err = ruleset.Build(to, ruleset.Params{})
+	} else {
+		want, k, err = f.prepared(to)
 	}
-	prepared, err := ruleset.Parse(text)
-	if err != nil {
-		return fmt.Errorf("ruleset.nft: %w", err)
-	}
-	want, err := f.target(prepared, to)
 	if err != nil {
 		return err
 	}
 	if err := f.conn.Apply(want); err != nil {
 		return err
 	}
-	switch state, _, err := f.State(); {
+	have, err := f.conn.List()
+	if err != nil {
+		return fmt.Errorf("%s%w", prefix, err)
+	}
+	switch state, err := ruleset.Verify(have, k); {
 	case err != nil:
 		return fmt.Errorf("%s%w", prefix, err)
 	case state != to:
 		return fmt.Errorf("%sstate is %s", prefix, state)
 	}
-	return nil
+	if to == ruleset.Quarantine { // which has no sets
+		return nil
+	}
+	return f.bundle.SetUnsettled(false)
+}
+
+// prepared is the table of a state, from the bundle, and what it is held to.
+func (f *Firewall) prepared(to ruleset.State) (*ruleset.Table, ruleset.Known, error) {
+	k, err := known(f.bundle)
+	if err != nil {
+		return nil, k, err
+	}
+	text, err := f.bundle.Ruleset()
+	if err != nil {
+		return nil, k, err
+	}
+	t, err := ruleset.Parse(text)
+	if err != nil {
+		return nil, k, fmt.Errorf("ruleset.nft: %w", err)
+	}
+	t, err = f.target(t, to)
+	return t, k, err
 }
 
 // target is the table of a state of a container that was prepared with that
@@ -376,8 +405,6 @@ func (f *Firewall) transition(to ruleset.State, prefix string) error {
 // can be quarantined and put back.
 func (f *Firewall) target(prepared *ruleset.Table, to ruleset.State) (*ruleset.Table, error) {
 	switch {
-	case to == ruleset.Quarantine:
-		return ruleset.Build(to, ruleset.Params{})
 	case foreign(prepared) && to == ruleset.Up:
 		return prepared, nil
 	case foreign(prepared):
