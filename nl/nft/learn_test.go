@@ -1,0 +1,268 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/terok-ai/terok-box/nl/kerneltest"
+	"github.com/terok-ai/terok-box/nl/ruleset"
+)
+
+func learned(timeout time.Duration, addrs ...string) (all []Learned) {
+	for _, a := range addrs {
+		all = append(all, Learned{netip.MustParseAddr(a), timeout})
+	}
+	return all
+}
+
+// in lists the learned addresses, sorted.
+func in(t *testing.T, c *Conn) (addrs []netip.Addr) {
+	t.Helper()
+	all, err := c.Learned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range all {
+		addrs = append(addrs, l.Addr)
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs
+}
+
+func addresses(s ...string) (all []netip.Addr) {
+	for _, s := range s {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	return all
+}
+
+func TestLearn(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	c := dialIn(t, ns)
+	if err := c.Learn(learned(time.Minute, "203.0.113.1")); !errors.Is(err, ErrNotLearning) {
+		t.Fatalf("without a table: %v", err)
+	}
+	if _, err := c.Learned(); !errors.Is(err, ErrNotLearning) {
+		t.Fatalf("without a table: %v", err)
+	}
+	if err := c.Apply(build(t, ruleset.Up, ruleset.Params{})); err != nil {
+		t.Fatal(err)
+	}
+	before, err := c.Generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Learn(append(learned(time.Minute, "203.0.113.1", "2001:db8::1", "203.0.113.1"), learned(time.Hour, "203.0.113.2")...)); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := c.Generation(); err != nil || after != before+1 {
+		t.Errorf("generation %d after %d: %v; want one more", after, before, err)
+	}
+	want := addresses("203.0.113.1", "203.0.113.2", "2001:db8::1")
+	if d := cmp.Diff(want, in(t, c), equal); d != "" {
+		t.Error(d)
+	}
+	listing := kerneltest.NFT(t, ns, "", "list", "set", "inet", "terok_shield", "learned_v4")
+	if !strings.Contains(listing, "203.0.113.2 timeout 1h") {
+		t.Errorf("nft says:\n%s", listing)
+	}
+
+	// Renewing takes a new timeout in either direction.
+	for _, timeout := range []time.Duration{2 * time.Hour, 30 * time.Second} {
+		if err := c.Learn(learned(timeout, "203.0.113.1")); err != nil {
+			t.Fatal(err)
+		}
+		all, err := c.Learned()
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(all, func(l Learned) bool { return l.Addr == want[0] })
+		if left := all[i].Timeout; left > timeout || left < timeout-20*time.Second {
+			t.Errorf("%v left of %v", left, timeout)
+		}
+	}
+
+	// What a resolver learned is neither lost nor in the way of other changes.
+	for _, s := range []ruleset.State{ruleset.Down, ruleset.Disengaged, ruleset.Up} {
+		if err := c.Apply(build(t, s, ruleset.Params{Deny: prefixes("203.0.113.9/32")})); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, in(t, c), equal); d != "" {
+			t.Errorf("%s: %s", s, d)
+		}
+	}
+
+	if err := c.Forget(addresses("203.0.113.1", "203.0.113.77", "10.0.0.1", "203.0.113.1")); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want[1:], in(t, c), equal); d != "" {
+		t.Error(d)
+	}
+	if err := c.ForgetAll(); err != nil {
+		t.Fatal(err)
+	}
+	if got := in(t, c); len(got) != 0 {
+		t.Errorf("%v after forgetting all", got)
+	}
+
+	if err := c.Apply(build(t, ruleset.Quarantine, ruleset.Params{})); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"learn":      c.Learn(learned(time.Minute, "203.0.113.1")),
+		"forget":     c.Forget(addresses("203.0.113.1")),
+		"forget all": c.ForgetAll(),
+	} {
+		if !errors.Is(err, ErrNotLearning) {
+			t.Errorf("%s in quarantine: %v", what, err)
+		}
+	}
+}
+
+// The kernel's side does not rely on the resolver's filter.
+func TestLearnRefusesWhatNoNameMayOpen(t *testing.T) {
+	c := dialIn(t, kerneltest.NewNS(t))
+	if err := c.Apply(build(t, ruleset.Up, ruleset.Params{})); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{
+		"10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255",
+		"::1", "::", "fe80::1", "fd00:ec2::254", "ff02::1", "::ffff:203.0.113.1",
+	} {
+		if err := c.Learn(append(learned(time.Minute, "203.0.113.1"), learned(time.Minute, a)...)); err == nil {
+			t.Errorf("%s was learned", a)
+		}
+	}
+	for _, timeout := range []time.Duration{0, -time.Second, time.Millisecond, 25 * time.Hour} {
+		if err := c.Learn(learned(timeout, "203.0.113.1")); err == nil {
+			t.Errorf("learned for %v", timeout)
+		}
+	}
+	if got := in(t, c); len(got) != 0 {
+		t.Errorf("half of a refused call is in force: %v", got)
+	}
+}
+
+func many(n int) (all []Learned) {
+	for i := range n {
+		a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 0x20000000+uint32(i))))
+		all = append(all, Learned{a, time.Hour})
+	}
+	return all
+}
+
+func TestLearnMoreThanATransactionHolds(t *testing.T) {
+	c := dialIn(t, kerneltest.NewNS(t))
+	if err := c.Apply(build(t, ruleset.Up, ruleset.Params{})); err != nil {
+		t.Fatal(err)
+	}
+	all := many(30_000)
+	if err := c.Learn(all); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, c, len(all))
+	var addrs []netip.Addr
+	for _, l := range all {
+		addrs = append(addrs, l.Addr)
+	}
+	if err := c.Forget(addrs); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, c, 0)
+}
+
+// waitFor lists until n addresses are there: while a set grows in the
+// background its listing may leave some out.
+func waitFor(t *testing.T, c *Conn, n int) {
+	t.Helper()
+	var got []netip.Addr
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if got = in(t, c); len(got) == n {
+			return
+		}
+	}
+	t.Fatalf("%d addresses, want %d", len(got), n)
+}
+
+// A resolver under load must not keep an operator from changing the firewall,
+// least of all from closing it.
+func TestChangesWhileAResolverLearns(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	c, resolver := dialIn(t, ns), dialIn(t, ns)
+	if err := c.Apply(build(t, ruleset.Up, ruleset.Params{})); err != nil {
+		t.Fatal(err)
+	}
+	var stop atomic.Bool
+	failed := make(chan error, 1)
+	commits := 0
+	go func() {
+		defer close(failed)
+		for i := 0; !stop.Load(); i++ {
+			all := many(8192)[i%256*32:][:32]
+			if err := resolver.Learn(all); err != nil && !errors.Is(err, ErrNotLearning) {
+				failed <- err
+				return
+			}
+			commits++
+		}
+	}()
+	for round := range 40 {
+		for _, s := range []ruleset.State{ruleset.Down, ruleset.Quarantine, ruleset.Up, ruleset.Disengaged, ruleset.Up} {
+			p := ruleset.Params{
+				Allow: prefixes(fmt.Sprintf("198.51.100.%d/32", round)),
+				Deny:  prefixes(fmt.Sprintf("203.0.113.%d/32", round)),
+			}
+			if err := c.Apply(build(t, s, p)); err != nil {
+				t.Errorf("round %d, %s: %v", round, s, err)
+			}
+			have, err := c.List()
+			if err != nil {
+				t.Fatalf("round %d, %s: %v", round, s, err)
+			}
+			if got, err := ruleset.Verify(have, ruleset.Known{}); got != s || err != nil {
+				t.Errorf("round %d: state %s (%v), want %s", round, got, err, s)
+			}
+		}
+	}
+	stop.Store(true)
+	if err := <-failed; err != nil {
+		t.Errorf("the resolver: %v", err)
+	}
+	t.Logf("%d commits of the resolver meanwhile", commits)
+}
+
+func BenchmarkLearn(b *testing.B) {
+	for _, n := range []int{1, 32} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			c := dialIn(b, kerneltest.NewNS(b))
+			if err := c.Apply(build(b, ruleset.Up, ruleset.Params{})); err != nil {
+				b.Fatal(err)
+			}
+			all := many(16384)
+			for i := 0; b.Loop(); i++ {
+				at := i * n % len(all)
+				if err := c.Learn(all[at : at+n]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkGeneration(b *testing.B) {
+	c := dialIn(b, kerneltest.NewNS(b))
+	for b.Loop() {
+		if _, err := c.Generation(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
