@@ -1,0 +1,570 @@
+// Package learned remembers which addresses a container may reach because of
+// which names, and has the firewall follow: an address is in its learned sets
+// before the container hears of it, at least as long as the answer is good.
+//
+// It must never import a resolver or a package that faces people.
+package learned
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/terok-ai/terok-box/nl/nft"
+	"github.com/terok-ai/terok-box/wire/names"
+)
+
+const (
+	// MaxTTL is the longest TTL that may be handed out to a container.
+	MaxTTL = time.Hour
+	// margin is how much longer than its TTL an address can be reached: a
+	// client connects some time after it has asked.
+	margin = time.Minute
+	// extra is how much longer than its TTL an address is let in, so that an
+	// answer from a cache mostly finds it there for long enough, and clients
+	// that keep an answer longer than they should have some minutes.
+	extra = 5 * time.Minute
+
+	defaultMaxAddrs = 16384
+	defaultMaxPairs = 65536
+	maxOwners       = 64  // names that are remembered as owners of one address
+	maxBatch        = 256 // addresses of one transaction
+	maxQueue        = 4096
+	// checkEvery is how often it is looked whether somebody else has changed
+	// the firewall.
+	checkEvery = 10 * time.Millisecond
+)
+
+// ErrNotAllowed says that a name was taken off the lists meanwhile.
+var ErrNotAllowed = errors.New("the name is no longer allowed")
+
+var (
+	errClosed = errors.New("the set of learned addresses is closed")
+	errBusy   = errors.New("too many addresses wait for the firewall")
+)
+
+// Kernel is the firewall; an *nft.Conn.
+type Kernel interface {
+	Learn([]nft.Learned) error
+	Forget([]netip.Addr) error
+	Learned() ([]nft.Learned, error)
+	Generation() (uint32, error)
+}
+
+// Options is what a Set works with.
+type Options struct {
+	Kernel   Kernel
+	Cut      func([]netip.Addr) (int, error) // ends connections to addresses
+	MaxAddrs int                             // in the firewall; 0: 16,384
+	MaxPairs int                             // of an address and a name, remembered; 0: 65,536
+}
+
+// Answer is an address that the container is about to be answered with.
+type Answer struct {
+	Addr netip.Addr
+	TTL  time.Duration // as handed out, at most MaxTTL
+}
+
+// Set is the learned addresses of one container.
+//
+//	           Learn                      Retain, eviction
+//	unknown ──────────► in the firewall ───────────────────► unknown
+//	   ▲                  │         ▲
+//	   └── timeout ───────┘         └── found there at the start, owner unknown
+type Set struct {
+	o    Options
+	wake chan struct{} // has room for one
+	done chan struct{} // the committer has ended
+
+	mu         sync.Mutex
+	closed     bool
+	queue      []*op
+	committing bool
+	allowed    func(string) bool // nil: everything that is learned
+	entries    map[netip.Addr]*entry
+	pairs      pairs
+	generation uint32 // that own commits explain
+	known      bool   // whether it is known
+	checked    time.Time
+}
+
+// entry is an address that is, or may be, in the firewall.
+type entry struct {
+	until   time.Time // it is there at least until then; zero: perhaps
+	timeout time.Duration
+	owners  map[string]struct{}
+	unknown bool // it has owners that are not remembered
+}
+
+// op is something for the committer to do; Learn, or Retain if it has no
+// answers.
+type op struct {
+	name    string
+	answers []Answer
+	removed []netip.Addr // what Retain has closed
+	err     error
+	done    chan struct{}
+}
+
+// New takes over what is in the firewall, whose owners are unknown.
+func New(o Options) (*Set, error) {
+	if o.MaxAddrs <= 0 {
+		o.MaxAddrs = defaultMaxAddrs
+	}
+	if o.MaxPairs <= 0 {
+		o.MaxPairs = defaultMaxPairs
+	}
+	s := &Set{
+		o: o, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		entries: map[netip.Addr]*entry{}, pairs: newPairs(o.MaxPairs),
+	}
+	there, err := o.Kernel.Learned()
+	if err != nil && !errors.Is(err, nft.ErrNotLearning) {
+		return nil, fmt.Errorf("find what names have opened: %w", err)
+	}
+	for _, l := range there {
+		s.entries[l.Addr] = &entry{until: time.Now().Add(l.Timeout), timeout: l.Timeout, unknown: true}
+	}
+	go s.commit()
+	return s, nil
+}
+
+// Close ends the set. What is in the firewall stays there.
+func (s *Set) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		<-s.done
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.poke()
+	<-s.done
+	return nil
+}
+
+func (s *Set) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// lifetime is how long an address stays in the firewall.
+func lifetime(ttl time.Duration) time.Duration { return ttl + extra }
+
+// Learn returns when all the addresses can be reached, for a minute longer
+// than their TTL at least. Those that are there for long enough anyway cost
+// nothing.
+func (s *Set) Learn(ctx context.Context, name string, answers []Answer) error {
+	for _, a := range answers {
+		if a.TTL > MaxTTL {
+			return fmt.Errorf("learn %s: a TTL of %v; at most %v is possible", name, a.TTL, MaxTTL)
+		}
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return errClosed
+	}
+	if s.allowed != nil && !s.allowed(name) {
+		s.mu.Unlock()
+		return fmt.Errorf("learn %s: %w", name, ErrNotAllowed)
+	}
+	now := time.Now()
+	s.check(now)
+	if !slices.ContainsFunc(answers, func(a Answer) bool { return !s.fresh(a, now) }) {
+		for _, a := range answers {
+			s.own(a.Addr, name, now)
+		}
+		s.mu.Unlock()
+		return nil
+	}
+	o := &op{name: name, answers: answers, done: make(chan struct{})}
+	if err := s.submit(o); err != nil { // unlocks
+		return err
+	}
+	select {
+	case <-o.done:
+		return o.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// submit queues an op and releases the lock.
+func (s *Set) submit(o *op) error {
+	defer s.mu.Unlock()
+	if len(s.queue) >= maxQueue {
+		return errBusy
+	}
+	s.queue = append(s.queue, o)
+	s.poke()
+	return nil
+}
+
+// fresh reports whether an answer needs no renewal.
+func (s *Set) fresh(a Answer, now time.Time) bool {
+	e := s.entries[a.Addr]
+	if e == nil {
+		return false
+	}
+	left := e.until.Sub(now)
+	return left > e.timeout/2 && left >= a.TTL+margin
+}
+
+// own records that a name leads to an address that is in the firewall.
+func (s *Set) own(addr netip.Addr, name string, now time.Time) {
+	e := s.entries[addr]
+	if _, ok := e.owners[name]; !ok {
+		if len(e.owners) < maxOwners {
+			if e.owners == nil {
+				e.owners = map[string]struct{}{}
+			}
+			e.owners[name] = struct{}{}
+		} else {
+			e.unknown = true
+		}
+	}
+	s.pairs.add(addr, name, true, now)
+}
+
+// check finds out whether somebody else has changed the firewall: it may have
+// lost what was learned.
+func (s *Set) check(now time.Time) {
+	if s.committing || s.known && now.Sub(s.checked) < checkEvery {
+		return
+	}
+	g, err := s.o.Kernel.Generation()
+	if err != nil || !s.known || g != s.generation {
+		for _, e := range s.entries {
+			e.until = time.Time{}
+		}
+	}
+	s.generation, s.known, s.checked = g, err == nil, now
+}
+
+// See remembers what a name was answered with although it opens nothing.
+func (s *Set) See(name string, addrs []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, a := range addrs {
+		s.pairs.add(a, name, false, now)
+	}
+}
+
+// Retain closes every address that no allowed name owns, ends the connections
+// to it, and returns those addresses, sorted. Addresses with owners that are
+// not known, as after a restart, are among them: whose name is asked for again
+// is learned again. From now on nothing else can be learned than what is
+// allowed.
+func (s *Set) Retain(ctx context.Context, allowed func(name string) bool) ([]netip.Addr, error) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, errClosed
+	}
+	s.allowed = allowed
+	o := &op{done: make(chan struct{})}
+	if err := s.submit(o); err != nil {
+		return nil, err
+	}
+	select {
+	case <-o.done:
+		return o.removed, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Names are the names that the container was answered with the address for,
+// the latest first.
+func (s *Set) Names(addr netip.Addr) []names.Name {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pairs.names(addr, time.Now(), s.allowed)
+}
+
+// Addresses are those that can be reached because of a name, sorted.
+func (s *Set) Addresses(name string) []netip.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	addrs := slices.DeleteFunc(s.pairs.addresses(name), func(a netip.Addr) bool {
+		e := s.entries[a]
+		if e == nil || !e.until.After(now) {
+			return true
+		}
+		_, ok := e.owners[name]
+		return !ok
+	})
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs
+}
+
+// Len is how many addresses can be reached because of names, as far as known.
+func (s *Set) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, now := 0, time.Now()
+	for _, e := range s.entries {
+		if e.until.After(now) {
+			n++
+		}
+	}
+	return n
+}
+
+// commit is the one goroutine that changes the firewall. What is asked for
+// while it does is done together, next.
+func (s *Set) commit() {
+	defer close(s.done)
+	for {
+		s.mu.Lock()
+		if len(s.queue) == 0 {
+			closed := s.closed
+			s.mu.Unlock()
+			if closed {
+				return
+			}
+			<-s.wake
+			continue
+		}
+		if s.closed {
+			for _, o := range s.queue {
+				o.err = errClosed
+				close(o.done)
+			}
+			s.queue = nil
+			s.mu.Unlock()
+			continue
+		}
+		s.check(time.Now())
+		s.committing = true
+		if s.queue[0].answers == nil {
+			o := s.queue[0]
+			s.queue = s.queue[1:]
+			s.retain(o) // unlocks
+			close(o.done)
+			continue
+		}
+		n, size := 0, 0
+		for n < len(s.queue) && s.queue[n].answers != nil && (n == 0 || size+len(s.queue[n].answers) <= maxBatch) {
+			size += len(s.queue[n].answers)
+			n++
+		}
+		batch := slices.Clone(s.queue[:n])
+		s.queue = s.queue[n:]
+		if len(s.queue) == 0 {
+			s.queue = nil // or it would keep what was in front
+		}
+		s.learn(batch) // unlocks
+		for _, o := range batch {
+			close(o.done)
+		}
+	}
+}
+
+// changed records the end of a transaction. The lock is held.
+func (s *Set) changed(err error) {
+	s.committing = false
+	if err != nil {
+		s.known = false // something may have happened all the same
+		return
+	}
+	s.generation++
+}
+
+// learn carries out Learn ops. It is called with the lock held and returns
+// without.
+func (s *Set) learn(batch []*op) {
+	now := time.Now()
+	add := make(map[netip.Addr]nft.Learned)
+	for _, o := range batch {
+		if s.allowed != nil && !s.allowed(o.name) {
+			o.err = fmt.Errorf("learn %s: %w", o.name, ErrNotAllowed)
+			continue
+		}
+		for _, a := range o.answers {
+			t := max(lifetime(a.TTL), add[a.Addr].Timeout)
+			if e := s.entries[a.Addr]; e != nil { // never shorten
+				t = max(t, e.until.Sub(now).Truncate(time.Millisecond))
+			}
+			add[a.Addr] = nft.Learned{Addr: a.Addr, Timeout: t}
+		}
+	}
+	evicted := s.evict(add, now)
+	s.mu.Unlock()
+
+	s.transactions(func() error {
+		err := s.forget(evicted)
+		if err != nil {
+			s.suspect(evicted)
+		}
+		return err
+	}, len(evicted))
+	all := make([]nft.Learned, 0, len(add))
+	for _, l := range add {
+		all = append(all, l)
+	}
+	err := s.o.Kernel.Learn(all)
+	if len(add) == 0 {
+		s.mu.Lock()
+		s.committing = false
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Lock()
+	s.changed(err)
+	for _, o := range batch {
+		switch {
+		case o.err != nil:
+		case err == nil:
+			s.record(o, add, now)
+		case len(batch) == 1:
+			o.err = err
+		}
+	}
+	s.mu.Unlock()
+	if err == nil || len(batch) == 1 {
+		return
+	}
+	for _, o := range batch { // so that one does not fail the others
+		if o.err == nil {
+			s.mu.Lock()
+			s.committing = true
+			s.learn([]*op{o})
+		}
+	}
+}
+
+// record takes over what is in the firewall now.
+func (s *Set) record(o *op, add map[netip.Addr]nft.Learned, now time.Time) {
+	for _, a := range o.answers {
+		e := s.entries[a.Addr]
+		if e == nil {
+			e = &entry{}
+			s.entries[a.Addr] = e
+		}
+		e.timeout = add[a.Addr].Timeout
+		e.until = now.Add(e.timeout)
+		s.own(a.Addr, o.name, now)
+	}
+}
+
+// evict makes room for new addresses: of those that expire soonest, a good
+// part goes at once, so that it does not have to be done for every one.
+func (s *Set) evict(add map[netip.Addr]nft.Learned, now time.Time) (evicted []netip.Addr) {
+	more := 0
+	for a := range add {
+		if s.entries[a] == nil {
+			more++
+		}
+	}
+	if len(s.entries)+more <= s.o.MaxAddrs {
+		return nil
+	}
+	type candidate struct {
+		addr  netip.Addr
+		until time.Time
+	}
+	var all []candidate
+	for a, e := range s.entries {
+		if _, wanted := add[a]; !wanted {
+			all = append(all, candidate{a, e.until})
+		}
+	}
+	slices.SortFunc(all, func(a, b candidate) int { return a.until.Compare(b.until) })
+	n := min(len(all), len(s.entries)+more-s.o.MaxAddrs+s.o.MaxAddrs/16)
+	for _, c := range all[:n] {
+		delete(s.entries, c.addr)
+		if c.until.IsZero() || c.until.After(now) { // else it is gone
+			evicted = append(evicted, c.addr)
+		}
+	}
+	return evicted
+}
+
+// transactions runs a change outside of the lock, n addresses.
+func (s *Set) transactions(f func() error, n int) {
+	if n == 0 {
+		return
+	}
+	err := f()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.known = false
+		return
+	}
+	s.generation += uint32((n + maxBatch - 1) / maxBatch)
+}
+
+// forget closes addresses.
+func (s *Set) forget(addrs []netip.Addr) error {
+	for chunk := range slices.Chunk(addrs, maxBatch) {
+		if err := s.o.Kernel.Forget(chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// retain carries out a Retain op. It is called with the lock held and returns
+// without.
+func (s *Set) retain(o *op) {
+	for a, e := range s.entries {
+		for name := range e.owners {
+			if s.allowed != nil && !s.allowed(name) {
+				delete(e.owners, name)
+			}
+		}
+		if e.unknown || len(e.owners) == 0 {
+			o.removed = append(o.removed, a)
+			delete(s.entries, a)
+		}
+	}
+	slices.SortFunc(o.removed, netip.Addr.Compare)
+	s.mu.Unlock()
+
+	err := s.forget(o.removed)
+	if errors.Is(err, nft.ErrNotLearning) {
+		err = nil // there is nothing to close
+		s.mu.Lock()
+		s.known = false
+		s.mu.Unlock()
+	} else {
+		s.transactions(func() error { return err }, len(o.removed))
+	}
+	if err != nil {
+		o.err = fmt.Errorf("close what names had opened: %w", err)
+	}
+	if len(o.removed) > 0 && s.o.Cut != nil {
+		if _, err := s.o.Cut(o.removed); err != nil {
+			o.err = errors.Join(o.err, fmt.Errorf("end the connections to %d addresses: %w", len(o.removed), err))
+		}
+	}
+	if o.err != nil {
+		s.suspect(o.removed)
+	}
+	s.mu.Lock()
+	s.committing = false
+	s.mu.Unlock()
+}
+
+// suspect notes addresses that may still be open: the next Retain closes them.
+func (s *Set) suspect(addrs []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range addrs {
+		if s.entries[a] == nil {
+			s.entries[a] = &entry{unknown: true}
+		}
+	}
+}
