@@ -2,6 +2,7 @@ package applets
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -15,9 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/nl/kerneltest"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/ruleset"
@@ -158,7 +161,8 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// container NAME [ALLOWED…]: a stand-in connected to an internet
-			// that answers, its state prepared, and NAME.json for the hook.
+			// that answers, its state prepared, and NAME.json for the hook. With
+			// names among the allowed it is of the proxy tier, else static.
 			"container": func(ts *testscript.TestScript, _ bool, args []string) {
 				m, name := of(ts), args[0]
 				c := newStandIn(m.t)
@@ -167,15 +171,42 @@ func TestScripts(t *testing.T) {
 				kerneltest.Pair(m.t, c.ns, world)
 				kerneltest.ListenTCP(m.t, world, netip.MustParseAddrPort("[::]:443")) // IPv4 too
 				p := ruleset.Params{}
+				var names []string
 				for _, a := range args[1:] {
-					prefix, err := bundle.ParsePrefix(a)
+					target, err := policy.ParseTarget(a)
 					ts.Check(err)
-					p.Allow = append(p.Allow, prefix)
+					if target.IsName() {
+						names = append(names, target.String())
+					} else {
+						p.Allow = append(p.Allow, target.Prefix)
+					}
 				}
 				dir := filepath.Join(ts.Getenv("TEROK_SHIELD_STATE_DIR"), "containers", name)
 				prepareBundle(m.t, dir, p)
+				if names != nil {
+					b, err := bundle.Open(dir)
+					ts.Check(err)
+					ts.Check(errors.Join(b.SetTier(bundle.Proxy), b.SetProfileDomains(names), b.Close()))
+				}
 				ts.Check(os.WriteFile(ts.MkAbs(name+".json"), ociState(m.t, name, dir, c.pid), 0o600))
 				m.containers[name] = c
+			},
+			// upstream NAME=ADDRESS[,ADDRESS…]…: the name server that the file
+			// resolv.conf names knows these, for one second, and nothing else;
+			// it writes what it is asked for into the file asked.
+			"upstream": func(ts *testscript.TestScript, _ bool, args []string) {
+				at := newUpstream(of(ts).t, ts.MkAbs("asked"), args)
+				ts.Check(os.WriteFile(ts.MkAbs("resolv.conf"), []byte("nameserver "+at.String()+"\n"), 0o600))
+			},
+			// [!] lookup NAME HOST [ADDRESS…]: the container finds the addresses
+			// of the host, in any order, or is refused.
+			"lookup": func(ts *testscript.TestScript, neg bool, args []string) {
+				got, rcode, err := lookup(of(ts).containers[args[0]].ns, args[1])
+				ts.Check(err)
+				want := slices.Sorted(slices.Values(args[2:]))
+				if neg != (rcode == dns.RcodeRefused) || !neg && (rcode != dns.RcodeSuccess || !slices.Equal(got, want)) {
+					ts.Fatalf("%s: %s, %q", args[1], dns.RcodeToString[rcode], got)
+				}
 			},
 			// end NAME: the container's process ends.
 			"end": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).containers[args[0]].end() },

@@ -10,6 +10,19 @@ import (
 //go:embed profiles/*.txt
 var profiles embed.FS
 
+//go:embed *.varlink
+var interfaces embed.FS
+
+// Varlink is the description of a varlink interface, "org.example.Name", in
+// varlink's interface definition language; "" if there is none of that name.
+func Varlink(name string) string {
+	text, err := interfaces.ReadFile(name + ".varlink")
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
 // Profiles is the names of the bundled profiles, sorted.
 func Profiles() []string {
 	entries, err := profiles.ReadDir("profiles")

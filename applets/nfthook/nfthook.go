@@ -11,11 +11,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
-	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
 	"github.com/terok-ai/terok-box/applets/internal/firewall"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/wire/bundle"
@@ -35,14 +35,16 @@ runtime then refuses to start the container. poststop cleans up.
 const memoryLimit = 256 << 20
 
 // timeout of a hook: preparing the same container anew, which looks names up,
-// keeps it waiting for ten seconds at most, and dnsmasq's start for thirty.
+// keeps it waiting for ten seconds at most, and so does each of a container
+// that starts in the same network and the process of names.
 const timeout = time.Minute
 
 // Run is the hook. args[0] is the stage, createRuntime by default. It moves
 // its thread into the container's network namespace and leaves it there: the
-// caller must be locked to it and end soon. Signals have their default effect.
+// caller must end soon. Signals have their default effect.
 func Run(env *cmdenv.Env, args []string) int {
 	// A hook ends before collecting garbage would pay.
+	runtime.LockOSThread()
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(memoryLimit)
 	stage := "createRuntime"
@@ -78,9 +80,9 @@ func hook(ctx context.Context, env *cmdenv.Env, stage string) (err error) {
 	}()
 	switch stage {
 	case "createRuntime":
-		return create(ctx, st, b)
+		return create(ctx, env, st, b)
 	case "poststop":
-		return stop(ctx, b)
+		return stop(ctx, env, st, b)
 	default:
 		return fmt.Errorf("unknown stage %q", stage)
 	}
@@ -94,7 +96,7 @@ func name(st *oci.State) string {
 	return st.Short()
 }
 
-func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
+func create(ctx context.Context, env *cmdenv.Env, st *oci.State, b *bundle.Bundle) error {
 	if _, err := oci.Version(st.Annotations[oci.KeyVersion]); err != nil {
 		return err
 	}
@@ -109,10 +111,6 @@ func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
 		return err
 	}
 	defer unlock()
-	want, err := firewall.Load(b)
-	if err != nil {
-		return err
-	}
 	ns, err := netns.Open(st.PID)
 	if err != nil {
 		return err
@@ -121,7 +119,51 @@ func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
 	if err := firewall.NotHost(ns); err != nil {
 		return err
 	}
-	if err := ns.Enter(); err != nil {
+	id, err := ns.ID()
+	if err != nil {
+		return err
+	}
+	c := &container{state: st, bundle: b, ns: ns}
+	if c.process, err = bundle.ProcessOf(st.PID, id.String()); err != nil {
+		return err
+	}
+	if err := c.openRoster(ctx, env); err != nil {
+		return err
+	}
+	defer c.closeRoster()
+	if len(c.others()) > 0 {
+		return c.join(ctx)
+	}
+	return c.own(ctx)
+}
+
+// own puts the container in charge of its network namespace, in which no
+// other lives: firewall and process of names are made from its bundle.
+func (c *container) own(ctx context.Context) (err error) {
+	b := c.bundle
+	if err := c.clean(ctx); err != nil {
+		return err
+	}
+	t, err := tierOf(b)
+	if err != nil {
+		return err
+	}
+	var p *starting
+	if t != "" { // it and what follows take about the same time
+		if p, err = start(c.spec(t), c.ns); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, p.kill(), c.abandon(ctx))
+			}
+		}()
+	}
+	want, err := firewall.Load(b)
+	if err != nil {
+		return err
+	}
+	if err := c.ns.Enter(); err != nil {
 		return err
 	}
 	f, err := firewall.Here(b)
@@ -129,27 +171,14 @@ func create(ctx context.Context, st *oci.State, b *bundle.Bundle) error {
 		return err
 	}
 	defer f.Close()
-	if err := f.Start(want); err != nil {
+	if err := f.Start(want, c.roster != nil); err != nil {
 		return fmt.Errorf("put the firewall into its network namespace: %w", err)
 	}
-	if err := b.SetContainerID(st.Short()); err != nil {
+	if err := c.record(b.Path()); err != nil {
 		return err
 	}
-	id, err := ns.ID()
-	if err != nil {
-		return err
+	if p == nil {
+		return nil
 	}
-	p, err := bundle.ProcessOf(st.PID, id.String())
-	if err != nil {
-		return err
-	}
-	if err := b.SetProcess(p); err != nil {
-		return err
-	}
-	return dnsmasq.Start(ctx, b, ns)
-}
-
-// stop goes on whatever fails and says all of it.
-func stop(ctx context.Context, b *bundle.Bundle) error {
-	return errors.Join(dnsmasq.Stop(ctx, b), b.RemoveProcess())
+	return p.ready(ctx)
 }

@@ -12,7 +12,7 @@ import (
 
 type verdictCmd struct {
 	Container container `arg:"" help:"Container name or id."`
-	Target    string    `arg:"" help:"Address, CIDR or name."`
+	Target    string    `arg:"" help:"Address, CIDR or name; a name covers those below it, =name does not."`
 	JSON      bool      `name:"json" help:"Print a JSON object."`
 }
 
@@ -22,15 +22,30 @@ type (
 )
 
 func (c allowCmd) Run(a *app) error {
-	return c.decide(a, control.OpAllow, "Allowed %s -> %s for %s\n", "No IPs allowed for %s")
+	return c.decide(a, verdict{
+		op: control.OpAllow, none: "No IPs allowed for %s",
+		done: "Allowed %s -> %s for %s\n", unasked: "Allowed %s for %s (when it is asked for)\n",
+	})
 }
 
 func (c denyCmd) Run(a *app) error {
-	return c.decide(a, control.OpDeny, "Denied %s (%s) for %s\n", "No IPs denied for %s")
+	return c.decide(a, verdict{
+		op: control.OpDeny, none: "No IPs denied for %s",
+		done: "Denied %s (%s) for %s\n", unasked: "Denied %s for %s\n",
+	})
 }
 
-func (c verdictCmd) decide(a *app, op control.Op, done, none string) error {
-	t, err := policy.ParseTarget(c.Target)
+// verdict is one of the two, and what is said about it.
+type verdict struct {
+	op      control.Op
+	none    string // it failed: container
+	done    string // target, addresses, container
+	unasked string // a name of which no address is known: target, container
+}
+
+func (c verdictCmd) decide(a *app, v verdict) error {
+	typed := strings.TrimSpace(c.Target)
+	t, err := policy.ParseTarget(typed)
 	if err != nil {
 		return err
 	}
@@ -42,27 +57,49 @@ func (c verdictCmd) decide(a *app, op control.Op, done, none string) error {
 	if err != nil {
 		return err
 	}
-	addresses, err := a.addresses(t)
+	req := control.Request{Op: v.op, Target: typed, Audit: cfg.Audit}
+	if err := a.aim(&req, l, t); err != nil {
+		return fmt.Errorf(v.none+": %w", l.name, err)
+	}
+	resp, err := a.execute(l, req)
 	if err != nil {
-		return fmt.Errorf(none+": %w", l.name, err)
+		return fmt.Errorf(v.none+": %w", l.name, err)
 	}
-	resp, err := a.execute(l, control.Request{Op: op, Targets: addresses, Target: c.Target, Audit: cfg.Audit})
-	if err != nil {
-		return fmt.Errorf(none+": %w", l.name, err)
+	switch {
+	case c.JSON:
+		return a.printJSON(outcome{Container: l.name, Target: typed, Names: req.Names, Addresses: resp.Applied})
+	case len(resp.Applied) > 0:
+		a.printf(v.done, typed, strings.Join(resp.Applied, ", "), l.name)
+	default:
+		a.printf(v.unasked, typed, l.name)
 	}
-	if c.JSON {
-		return a.printJSON(outcome{Container: l.name, Target: c.Target, Addresses: resp.Applied})
-	}
-	a.printf(done, c.Target, strings.Join(resp.Applied, ", "), l.name)
 	return nil
 }
 
-// addresses is the target itself, or what its name resolves to now.
-func (a *app) addresses(t policy.Target) ([]string, error) {
-	if t.Prefix.IsValid() {
-		return []string{bundle.FormatPrefix(t.Prefix)}, nil
+// aim fills in what a target means for the container: an address itself; a
+// name, where its addresses are not found when the container asks for it, with
+// those it has now.
+func (a *app) aim(req *control.Request, l located, t policy.Target) (err error) {
+	if !t.IsName() {
+		req.Targets = []string{bundle.FormatPrefix(t.Prefix)}
+		return nil
 	}
-	found, err := a.lookup([]string{t.Name})
+	req.Names = []string{t.String()}
+	b, err := bundle.Open(l.dir)
+	if err != nil {
+		return err
+	}
+	asked, err := namesAsked(b)
+	if err = errors.Join(err, b.Close()); err != nil || asked {
+		return err
+	}
+	req.Targets, err = a.addresses(t.Name)
+	return err
+}
+
+// addresses is what a name resolves to now.
+func (a *app) addresses(name string) ([]string, error) {
+	found, err := a.lookup([]string{name})
 	if err != nil {
 		return nil, err
 	}

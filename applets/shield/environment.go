@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/terok-ai/terok-box/applets/internal/config"
+	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
 	"github.com/terok-ai/terok-box/applets/internal/podman"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nft"
@@ -30,17 +32,21 @@ type environment struct {
 }
 
 func (c environmentCmd) Run(a *app) error {
-	e := a.environment()
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	e := a.environment(cfg)
 	if c.JSON {
 		return a.printJSON(e)
 	}
-	a.printf("podman_version=%s\nhooks=%s\nhealth=%s\n", e.PodmanVersion, e.Hooks, e.Health)
+	a.printf("podman_version=%s\nhooks=%s\nhealth=%s\ndns_tier=%s\n", e.PodmanVersion, e.Hooks, e.Health, e.DNSTier)
 	e.print(a)
 	return nil
 }
 
-func (a *app) environment() environment {
-	e := environment{DNSTier: string(bundle.Static)}
+func (a *app) environment(cfg config.Config) environment {
+	e := environment{DNSTier: string(cfg.Tier)}
 	p, err := a.podman()
 	if err != nil {
 		p = nil // Check says so
@@ -51,6 +57,14 @@ func (a *app) environment() environment {
 			Text: fmt.Sprintf("nf_tables cannot be used in a namespace of your own: %v", err),
 			Fix:  "allow unprivileged user namespaces, and load the module nf_tables (modprobe nf_tables nft_log nft_reject_inet nft_ct nft_limit) or use a kernel that has it",
 		})
+	}
+	if cfg.Tier == bundle.Dnsmasq {
+		if err := dnsmasq.Detect(a.ctx, a.dirOf(cfg, "")); err != nil {
+			e.Issues = append(e.Issues, podman.Issue{
+				Text: fmt.Sprintf("dns.tier: dnsmasq cannot be used: %v", err),
+				Fix:  "do as it says, or write dns.tier: proxy into " + cfg.Path + ": it needs no dnsmasq",
+			})
+		}
 	}
 	e.Good = len(e.Issues) == 0
 	if !e.Installed() {

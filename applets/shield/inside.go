@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
@@ -24,6 +25,9 @@ func RunInside(env *cmdenv.Env, _ []string) int {
 	if err := control.Read(env.Stdin, &req); err != nil {
 		return env.Fail(InsideName+": ", err)
 	}
+	if req.Op == opPackets {
+		return env.Fail(InsideName+": ", servePackets(ctx, env.Stdout, req))
+	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	var resp control.Response
@@ -40,6 +44,14 @@ func RunInside(env *cmdenv.Env, _ []string) int {
 // inside starts this program again in the user namespace that owns ns and has
 // it do the request.
 func (a *app) inside(ctx context.Context, ns *netns.NS, req control.Request, resp *control.Response) error {
+	return a.insideStream(ctx, ns, req, func(out io.Reader) error { return control.Read(out, resp) })
+}
+
+// insideStream does that and has what the process prints read. It is killed
+// if that fails, or when ctx ends.
+func (a *app) insideStream(ctx context.Context, ns *netns.NS, req control.Request, read func(io.Reader) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	user, err := ns.UserNS()
 	if err != nil {
 		return err
@@ -67,8 +79,14 @@ func (a *app) inside(ctx context.Context, ns *netns.NS, req control.Request, res
 	}
 	sent := make(chan error, 1)
 	go func() { sent <- errors.Join(control.Write(inW, req), inW.Close()) }()
-	readErr := control.Read(outR, resp)
+	readErr := read(outR)
+	if readErr != nil {
+		cancel()
+	}
 	code, waitErr := cmd.Wait()
+	if readErr != nil && req.Op == opPackets { // what it was told
+		return readErr
+	}
 	if err := errors.Join(<-sent, readErr, waitErr); err != nil || code != 0 {
 		return fmt.Errorf("the process inside the container's namespaces failed (exit code %d): %w", code, err)
 	}

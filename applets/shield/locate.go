@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/config"
 	"github.com/terok-ai/terok-box/applets/internal/firewall"
 	"github.com/terok-ai/terok-box/applets/internal/podman"
@@ -49,7 +50,7 @@ func (a *app) locate(cfg config.Config, c container) (located, error) {
 		}
 		if err == nil && p.PID != 0 && p.Alive() { // else Podman knows
 			l.pid, l.netns = p.PID, p.NetNS
-			return l, nil
+			return a.shared(l)
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return l, err
@@ -74,6 +75,25 @@ func (a *app) locate(cfg config.Config, c container) (located, error) {
 			return l, fmt.Errorf("%s: %w (it was not started under terok-shield; or give --state-dir)", l.name, err)
 		}
 	}
+	return a.shared(l)
+}
+
+// shared leads to the state directory whose lists govern the network that a
+// running container shares with others, and says so.
+func (a *app) shared(l located) (located, error) {
+	if l.pid == 0 {
+		return l, nil
+	}
+	b, err := bundle.Open(l.dir)
+	if err != nil {
+		return l, err
+	}
+	owner, err := b.Owner()
+	if err := errors.Join(err, b.Close()); err != nil || owner == "" || owner == l.dir {
+		return l, err
+	}
+	fmt.Fprintf(a.env.Stderr, "%s shares its network with %s, whose lists govern it.\n", l.name, cmdenv.Printable(filepath.Base(owner)))
+	l.dir = owner
 	return l, nil
 }
 
@@ -95,10 +115,13 @@ func (a *app) execute(l located, req control.Request) (control.Response, error) 
 	defer ns.Close()
 	ctx, cancel := context.WithTimeout(a.ctx, lockTimeout)
 	defer cancel()
-	if netns.NeedsEnter(ns) {
-		err = a.inside(ctx, ns, req, &resp)
-	} else {
+	switch done := false; {
+	case !netns.NeedsEnter(ns):
 		resp = firewall.Execute(ctx, req)
+	default:
+		if resp, done = firewall.ExecuteNames(ctx, req); !done {
+			err = a.inside(ctx, ns, req, &resp)
+		}
 	}
 	if err == nil && resp.Error != "" {
 		err = errors.New(resp.Error)

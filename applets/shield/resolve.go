@@ -64,21 +64,34 @@ func (c resolveCmd) Run(a *app) (err error) {
 		err = b.SetUnsettled(true) // until the kernel has the addresses, too
 	}
 	var found []netip.Prefix
+	asked := false
 	if err == nil {
-		found, err = a.refresh(b, profiles, want, c.Force)
+		asked, err = namesAsked(b)
+	}
+	if err == nil {
+		found, err = a.refresh(b, profiles, want, asked, c.Force)
 	}
 	unlock()
 	if err != nil {
 		return err
 	}
-	if l.pid != 0 {
-		if _, err := a.execute(l, control.Request{Op: control.OpSync}); err != nil {
-			return fmt.Errorf("the addresses are stored, but not in the running container: %w", err)
-		}
-	}
 	addresses := make([]string, len(found))
 	for i, p := range found {
 		addresses[i] = bundle.FormatPrefix(p)
+	}
+	if l.pid != 0 {
+		resp, err := a.execute(l, control.Request{Op: control.OpSync})
+		if err != nil {
+			return fmt.Errorf("the addresses are stored, but not in the running container: %w", err)
+		}
+		for _, s := range resp.Applied { // learned because of names
+			if !slices.Contains(addresses, s) {
+				addresses = append(addresses, s)
+			}
+		}
+	}
+	if asked && len(want.Names) > 0 {
+		fmt.Fprintf(a.env.Stderr, "The addresses of %d names are found when the container asks for them.\n", len(want.Names))
 	}
 	if c.JSON {
 		return a.printJSON(outcome{Container: l.name, Addresses: addresses})
@@ -107,11 +120,31 @@ func composed(cfg config.Config, names []string) (policy.Policy, error) {
 	return policy.Compose(profiles), nil
 }
 
-// refresh makes the bundle's profile.allowed what the policy is now: literal
-// entries, then the addresses of its names. An answer of the last hour for
-// the same policy is kept; one in which a name failed is not, so the next
-// command asks again.
-func (a *app) refresh(b *bundle.Bundle, profiles []string, pol policy.Policy, force bool) ([]netip.Prefix, error) {
+// namesAsked reports whether the addresses of names are found when the
+// container asks for them. In bundles of the other system they are also looked
+// up beforehand, whatever the tier; so they are where the tier is unknown.
+func namesAsked(b *bundle.Bundle) (bool, error) {
+	tier, err1 := b.Tier()
+	format, err2 := b.RulesetFormat()
+	return (tier == bundle.Proxy || tier == bundle.Dnsmasq) && format != 0, errors.Join(err1, err2)
+}
+
+// refresh makes the bundle's lists what the policy is now: its names, and as
+// profile.allowed its addresses, with those of the names unless they are found
+// when the container asks. An answer of the last hour for the same policy is
+// kept; one in which a name failed is not, so the next command asks again.
+func (a *app) refresh(b *bundle.Bundle, profiles []string, pol policy.Policy, asked, force bool) ([]netip.Prefix, error) {
+	domains := make([]string, len(pol.Names))
+	for i, t := range pol.Names {
+		domains[i] = t.String()
+	}
+	if err := b.SetProfileDomains(domains); err != nil {
+		return nil, err
+	}
+	if asked {
+		out := dedup(slices.Clone(pol.Prefixes))
+		return out, errors.Join(b.SetProfileCache(""), b.SetProfileNames(profiles), b.SetProfileAllowed(out))
+	}
 	key := cacheKey(pol)
 	if !force {
 		age, have, err := b.ProfileCache()

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
 )
 
@@ -40,15 +41,22 @@ func (c rulesCmd) Run(a *app) error {
 }
 
 // previewParams are those of a container that pasta connects.
-func previewParams() ruleset.Params {
-	return ruleset.Params{DNS: netip.AddrFrom4([4]byte{169, 254, 1, 1})}
+func previewParams(tier bundle.Tier) ruleset.Params {
+	pasta := netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	switch tier {
+	case bundle.Proxy:
+		return ruleset.Params{}
+	case bundle.Dnsmasq:
+		return ruleset.Params{DNS: pasta, Lifetime: learnedLifetime}
+	}
+	return ruleset.Params{DNS: pasta}
 }
 
-// previews are the tables of all states.
+// previews are the tables of all states, with every rule there can be.
 func previews() ([]*ruleset.Table, error) {
 	var out []*ruleset.Table
 	for _, s := range []ruleset.State{ruleset.Up, ruleset.Down, ruleset.Disengaged, ruleset.Quarantine} {
-		t, err := ruleset.Build(s, previewParams())
+		t, err := ruleset.Build(s, previewParams(bundle.Dnsmasq))
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +92,11 @@ func (c previewCmd) Run(a *app) error {
 	case c.Down:
 		state, label = ruleset.Down, "bypass"
 	}
-	t, err := ruleset.Build(state, previewParams())
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	t, err := ruleset.Build(state, previewParams(cfg.Tier))
 	if err != nil {
 		return err
 	}

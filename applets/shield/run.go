@@ -20,6 +20,7 @@ import (
 type runCmd struct {
 	Container container `arg:"" help:"Name the container will have."`
 	Profiles  []string  `placeholder:"A,B" help:"Allowlist profiles (default: default_profiles of config.yml)."`
+	Runtime   string    `placeholder:"NAME" help:"krun, for a virtual machine instead of a container."`
 }
 
 // removeTimeout bounds the clean-up after a start that failed.
@@ -31,6 +32,9 @@ const removeTimeout = 30 * time.Second
 func (c runCmd) Run(a *app) error {
 	if err := c.Container.check(); err != nil {
 		return err
+	}
+	if c.Runtime != "" {
+		a.tail = append([]string{"--runtime=" + c.Runtime}, a.tail...)
 	}
 	args, err := podman.ParseRun(a.tail)
 	if err != nil {
@@ -53,7 +57,7 @@ func (c runCmd) Run(a *app) error {
 			return err
 		}
 	}
-	flags, err := a.prepare(cfg, p, c.Container, c.Profiles)
+	flags, err := a.prepare(cfg, p, c.Container, c.Profiles, args.Runtime)
 	if err != nil {
 		return err
 	}

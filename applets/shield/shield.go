@@ -28,7 +28,7 @@ const description = `A default-deny egress firewall for rootless Podman containe
 
   terok-shield setup                                 once: let Podman run the hook
   terok-shield run demo -- IMAGE CMD                 start a container that reaches only its profiles
-  terok-shield allow demo 203.0.113.9                open one more address while it runs
+  terok-shield allow demo example.com                open one more name, or address, while it runs
   terok-shield status demo                           up, down, disengaged, quarantine, offline or error
 
 Exit codes: 0 done, 1 not done (the firewall is as it was, or closed), 2 wrong command line.
@@ -49,6 +49,8 @@ type grammar struct {
 	Up               upCmd          `cmd:"" help:"Let a container reach only what is allowed."`
 	Quarantine       quarantineCmd  `cmd:"" help:"Drop all of a container's traffic, running connections too."`
 	Rules            rulesCmd       `cmd:"" help:"Show the rules in a container's kernel tables."`
+	Watch            watchCmd       `cmd:"" help:"Show what a container asks for and connects to, as it happens."`
+	Harvest          harvestCmd     `cmd:"" help:"Sum up what a container was refused, on request as a profile."`
 	Logs             logsCmd        `cmd:"" help:"Show audit lines as JSON."`
 	Profiles         profilesCmd    `cmd:"" help:"List the allowlist profiles."`
 	Setup            setupCmd       `cmd:"" help:"Install the OCI hooks for this user."`

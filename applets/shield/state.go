@@ -34,6 +34,7 @@ type outcome struct {
 	Container string   `json:"container"`
 	State     string   `json:"state,omitempty"`
 	Target    string   `json:"target,omitempty"`
+	Names     []string `json:"names,omitempty"` // as they stand in the lists
 	Addresses []string `json:"addresses,omitempty"`
 }
 

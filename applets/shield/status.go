@@ -1,11 +1,16 @@
 package shield
 
 import (
+	"context"
+	"errors"
 	"strings"
+	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/config"
+	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
+	"github.com/terok-ai/terok-box/wire/names"
 )
 
 type statusCmd struct {
@@ -22,13 +27,63 @@ func (c statusCmd) Run(a *app) error {
 		return err
 	}
 	if c.JSON {
-		return a.printJSON(struct {
-			outcome
-			Detail string `json:"detail,omitempty"`
-		}{outcome{Container: l.name, State: resp.State}, resp.Detail})
+		s := containerStatus{Container: l.name, State: resp.State, Detail: resp.Detail}
+		if err := s.names(a, l); err != nil {
+			a.warn(err.Error()) // the state is worth knowing all the same
+		}
+		return a.printJSON(s)
 	}
 	a.warn(resp.Detail)
 	a.printf("%s\n", resp.State)
+	return nil
+}
+
+// containerStatus is what --json prints of a container.
+type containerStatus struct {
+	Container string        `json:"container"`
+	State     string        `json:"state"`
+	Detail    string        `json:"detail,omitempty"` // why the state is error
+	Tier      string        `json:"tier,omitempty"`   // as in config.yml
+	Namer     string        `json:"namer,omitempty"`  // the process that finds the addresses of its names: "alive", "dead", "silent"
+	Names     *names.Status `json:"names,omitempty"`  // what that process says
+}
+
+// statusTimeout is for a process that answers from its memory.
+const statusTimeout = 2 * time.Second
+
+// names fills in what is known about the container's names.
+func (s *containerStatus) names(a *app, l located) (err error) {
+	b, err := bundle.Open(l.dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	tier, err := b.Tier()
+	if err != nil {
+		return err
+	}
+	s.Tier = string(tier)
+	n, err := b.Namer()
+	switch {
+	case err != nil || n.Socket == "" || l.pid == 0:
+		return err
+	case !n.Alive():
+		s.Namer = "dead"
+		return nil
+	}
+	s.Namer = "silent"
+	ctx, cancel := context.WithTimeout(a.ctx, statusTimeout)
+	defer cancel()
+	client, err := names.Dial(ctx, n.Socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	status, err := client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	s.Namer, s.Names = "alive", &status
 	return nil
 }
 
@@ -37,7 +92,7 @@ func (c statusCmd) installation(a *app) error {
 	if err != nil {
 		return err
 	}
-	e := a.environment()
+	e := a.environment(cfg)
 	profiles, err := config.Profiles(cfg)
 	if err != nil {
 		return err

@@ -40,54 +40,81 @@ const (
 
 	// readSize is more than the kernel puts into one answer: it stops at 32 KiB.
 	readSize = 64 << 10
-	// maxCut bounds how many connections one call ends; there cannot be more
-	// in tables of the usual size (nf_conntrack_max).
-	maxCut = 1 << 18
-	// cutTime bounds how long that takes.
+	// cutTime bounds how long one call ends connections: a container may have
+	// as many as the kernel tracks (nf_conntrack_max).
 	cutTime = 2 * time.Second
 )
 
 // Conn is a connection to the connection tracking of one network namespace.
 // Its methods can be called at the same time, and from any thread.
 type Conn struct {
-	mu  sync.Mutex
-	fd  int // -1: closed
+	mu sync.Mutex
+	// What is listed is ended at once, over another socket, so that nobody has
+	// to remember it. nil: closed.
+	list, end *socket
+}
+
+// socket is a netlink socket.
+type socket struct {
+	fd  int
 	seq uint32
 	buf []byte
 }
 
-var errClosed = errors.New("the connection to connection tracking is closed")
+var (
+	errClosed = errors.New("the connection to connection tracking is closed")
+	errSlow   = errors.New("there are too many, or they are made as fast as they are ended")
+)
 
 // Dial connects to the network namespace of the calling thread, and stays
 // connected to it wherever it is used.
 func Dial() (*Conn, error) {
+	list, err := newSocket()
+	if err != nil {
+		return nil, err
+	}
+	end, err := newSocket()
+	if err != nil {
+		list.close()
+		return nil, err
+	}
+	return &Conn{list: list, end: end}, nil
+}
+
+func newSocket() (*socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("reach connection tracking: %w", err)
 	}
-	return &Conn{fd: fd, buf: make([]byte, readSize)}, nil
+	return &socket{fd: fd, buf: make([]byte, readSize)}, nil
 }
+
+func (s *socket) close() error { return unix.Close(s.fd) }
 
 // Close disconnects. Closing twice is no error.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fd < 0 {
+	if c.list == nil {
 		return nil
 	}
-	err := unix.Close(c.fd)
-	c.fd = -1
+	err := errors.Join(c.list.close(), c.end.close())
+	c.list, c.end = nil, nil
 	return err
 }
 
 // Cut forgets every connection from or to one of the addresses, whoever opened
 // it, and returns how many there were. What comes next of such a connection
-// meets the rules like the beginning of a new one.
+// meets the rules like the beginning of a new one. It takes two seconds at
+// most; if that was not enough, some go on after the error.
 func (c *Conn) Cut(to []netip.Addr) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fd < 0 {
+	if c.list == nil {
 		return 0, errClosed
+	}
+	if len(to) == 0 {
+		return 0, nil
 	}
 	want := make(map[netip.Addr]bool, len(to))
 	for _, a := range to {
@@ -97,33 +124,36 @@ func (c *Conn) Cut(to []netip.Addr) (int, error) {
 	// While entries come and go a dump can miss some: it is read until one
 	// shows nothing more.
 	for {
-		var found []entry
+		found := false
 		for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-			f, err := c.dump(family, want)
+			err := c.list.dump(family, func(e entry) error {
+				if !want[e.to] && !want[e.from] {
+					return nil
+				}
+				found = true
+				switch err := c.end.delete(e); {
+				case errors.Is(err, unix.ENOENT): // ended meanwhile
+				case err != nil:
+					return fmt.Errorf("end the connection to %s: %w", e.to, err)
+				default:
+					n++
+				}
+				if time.Now().After(deadline) {
+					return errSlow
+				}
+				return nil
+			})
 			if err != nil {
-				return n, fmt.Errorf("list connections: %w", err)
+				return n, fmt.Errorf("cut connections, after %d of them: %w", n, err)
 			}
-			found = append(found, f...)
 		}
-		if len(found) == 0 {
+		if !found {
 			return n, nil
-		}
-		for _, e := range found {
-			switch err := c.delete(e); {
-			case errors.Is(err, unix.ENOENT): // ended meanwhile
-			case err != nil:
-				return n, fmt.Errorf("end the connection to %s: %w", e.to, err)
-			default:
-				n++
-			}
-		}
-		if n > maxCut || time.Now().After(deadline) {
-			return n, fmt.Errorf("connections are made as fast as they are ended; %d were", n)
 		}
 	}
 }
 
-// entry is a tracked connection.
+// entry is a tracked connection. Its slices are valid until the next read.
 type entry struct {
 	family byte
 	from   netip.Addr
@@ -133,34 +163,33 @@ type entry struct {
 	zone   []byte
 }
 
-// dump finds the connections of a family from or to an address.
-func (c *Conn) dump(family byte, want map[netip.Addr]bool) (found []entry, err error) {
-	if err := c.send(family, msgGet, unix.NLM_F_DUMP, nil); err != nil {
-		return nil, err
+// dump calls f with the connections of a family, up to its first error.
+func (s *socket) dump(family byte, f func(entry) error) error {
+	if err := s.send(family, msgGet, unix.NLM_F_DUMP, nil); err != nil {
+		return err
 	}
+	var failed error
 	for done := false; !done; {
-		err := c.read(func(typ uint16, body []byte) error {
+		err := s.read(func(typ uint16, body []byte) error {
 			switch {
-			case typ == unix.NLMSG_DONE:
+			case typ == unix.NLMSG_DONE || typ == unix.NLMSG_ERROR:
 				done = true
-				return nil
-			case typ == unix.NLMSG_ERROR:
-				done = true
-				return errno(body)
-			case typ>>8 != unix.NFNL_SUBSYS_CTNETLINK:
-				return nil
+				failed = errors.Join(failed, errno(body))
+			// After an error the rest is read, too: no other dump begins before.
+			case typ>>8 == unix.NFNL_SUBSYS_CTNETLINK && failed == nil:
+				e, err := decode(body)
+				if err == nil {
+					err = f(e)
+				}
+				failed = err
 			}
-			e, err := decode(body)
-			if err == nil && (want[e.to] || want[e.from]) && len(found) < maxCut {
-				found = append(found, e)
-			}
-			return err
+			return nil
 		})
 		if err != nil {
-			return nil, err
+			return errors.Join(failed, err)
 		}
 	}
-	return found, nil
+	return failed
 }
 
 // decode reads one connection.
@@ -172,11 +201,11 @@ func decode(body []byte) (entry, error) {
 	err := attributes(body[genHeader:], func(typ uint16, v []byte) error {
 		switch typ {
 		case attrTupleOrig:
-			e.tuple = append([]byte{}, v...)
+			e.tuple = v
 		case attrID:
-			e.id = append([]byte{}, v...)
+			e.id = v
 		case attrZone:
-			e.zone = append([]byte{}, v...)
+			e.zone = v
 		}
 		return nil
 	})
@@ -210,7 +239,7 @@ func decode(body []byte) (entry, error) {
 }
 
 // delete ends one connection.
-func (c *Conn) delete(e entry) error {
+func (s *socket) delete(e entry) error {
 	var attrs []byte
 	attrs = appendAttr(attrs, attrTupleOrig|unix.NLA_F_NESTED, e.tuple)
 	if e.id != nil { // else another one between the same ends could be meant
@@ -219,11 +248,11 @@ func (c *Conn) delete(e entry) error {
 	if e.zone != nil {
 		attrs = appendAttr(attrs, attrZone, e.zone)
 	}
-	if err := c.send(e.family, msgDelete, unix.NLM_F_ACK, attrs); err != nil {
+	if err := s.send(e.family, msgDelete, unix.NLM_F_ACK, attrs); err != nil {
 		return err
 	}
 	for acknowledged := false; !acknowledged; {
-		err := c.read(func(typ uint16, body []byte) error {
+		err := s.read(func(typ uint16, body []byte) error {
 			if typ != unix.NLMSG_ERROR {
 				return nil
 			}
@@ -248,19 +277,19 @@ func appendAttr(b []byte, typ uint16, v []byte) []byte {
 }
 
 // send sends one request.
-func (c *Conn) send(family byte, typ, flags uint16, attrs []byte) error {
-	c.seq++
+func (s *socket) send(family byte, typ, flags uint16, attrs []byte) error {
+	s.seq++
 	size := headerSize + genHeader + len(attrs)
 	b := make([]byte, 0, size)
 	b = binary.NativeEndian.AppendUint32(b, uint32(size))
 	b = binary.NativeEndian.AppendUint16(b, unix.NFNL_SUBSYS_CTNETLINK<<8|typ)
 	b = binary.NativeEndian.AppendUint16(b, flags|unix.NLM_F_REQUEST)
-	b = binary.NativeEndian.AppendUint32(b, c.seq)
+	b = binary.NativeEndian.AppendUint32(b, s.seq)
 	b = binary.NativeEndian.AppendUint32(b, 0)
 	b = append(b, family, unix.NFNETLINK_V0, 0, 0)
 	b = append(b, attrs...)
 	for {
-		_, err := unix.Write(c.fd, b)
+		_, err := unix.Write(s.fd, b)
 		if err != unix.EINTR {
 			return err
 		}
@@ -269,11 +298,11 @@ func (c *Conn) send(family byte, typ, flags uint16, attrs []byte) error {
 
 // read takes one datagram. The kernel answers before it returns from the
 // send, so nothing here ever waits.
-func (c *Conn) read(f func(typ uint16, body []byte) error) error {
+func (s *socket) read(f func(typ uint16, body []byte) error) error {
 	var n int
 	var err error
 	for {
-		n, _, err = unix.Recvfrom(c.fd, c.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		n, _, err = unix.Recvfrom(s.fd, s.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 		if err != unix.EINTR {
 			break
 		}
@@ -283,10 +312,10 @@ func (c *Conn) read(f func(typ uint16, body []byte) error) error {
 		return errors.New("the kernel's answer was lost")
 	case err != nil:
 		return err
-	case n > len(c.buf):
+	case n > len(s.buf):
 		return fmt.Errorf("answer of %d bytes", n)
 	}
-	return messages(c.buf[:n], c.seq, f)
+	return messages(s.buf[:n], s.seq, f)
 }
 
 // messages calls f with each message of a datagram that answers the request

@@ -27,7 +27,7 @@ var ErrNotLearning = errors.New("the firewall takes no addresses of names now")
 // Bounds of how long an address can be learned for.
 const (
 	MinLearned = time.Second
-	MaxLearned = 24 * time.Hour
+	MaxLearned = ruleset.MaxLifetime
 )
 
 // learnAttempts is how often a change is tried that others keep from being
@@ -84,8 +84,7 @@ func learnable(a netip.Addr) (family int, err error) {
 	switch {
 	case !a.IsValid() || a.Zone() != "" || a.Is4In6():
 		return 0, fmt.Errorf("%.60q is not an address of a single host", a)
-	case a.IsPrivate(), a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a.IsLinkLocalUnicast(),
-		a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case !ruleset.Learnable(a):
 		return 0, fmt.Errorf("%s is private or special: no name may lead there", a)
 	case a.Is6():
 		return 1, nil
@@ -125,8 +124,8 @@ func (c *Conn) alterLearned(families [2][]ruleset.Element, remove bool) error {
 
 func learnedSets() [2]ruleset.Set {
 	return [2]ruleset.Set{
-		{Name: "learned_v4", Expiring: true},
-		{Name: "learned_v6", V6: true, Expiring: true},
+		{Name: ruleset.Learned4, Expiring: true},
+		{Name: ruleset.Learned6, V6: true, Expiring: true},
 	}
 }
 
@@ -169,16 +168,43 @@ func (c *Conn) send(msgs []message, group int) error {
 // Carrying it out twice is as good as once.
 func (s *socket) persist(msgs []message) error {
 	for attempt := 1; ; attempt++ {
+		for family := range 2 {
+			if _, err := s.learnedSet(family); err != nil {
+				return err
+			}
+		}
+		// ENOENT is tried again as well: kernels before 6.8 look at the clock
+		// for each message, so an element can expire between its addition and
+		// its deletion. Had a set gone, that is found above.
 		err := s.batch(msgs)
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, unix.ENOENT):
-			return ErrNotLearning
 		case !again(err) || attempt == learnAttempts:
 			return explain(err)
 		}
 	}
+}
+
+// learnedSet is one of the sets without its elements. In one that has
+// intervals, as only somebody else's table has it, an address would open all
+// those above it.
+func (s *socket) learnedSet(family int) (set ruleset.Set, err error) {
+	set = learnedSets()[family]
+	body := request(name(unix.NFTA_SET_TABLE, ruleset.TableName), name(unix.NFTA_SET_NAME, set.Name))
+	err = s.get(&message{typ: unix.NFT_MSG_GETSET, body: body, about: "set " + set.Name}, func(_ uint16, f *fields) (err error) {
+		set, err = decodeSet(f)
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return set, ErrNotLearning
+	case err != nil:
+		return set, explain(err)
+	case set.Interval || !set.Expiring || set.V6 != (family == 1):
+		return set, foreign("set %s is not of single addresses that expire", set.Name)
+	}
+	return set, nil
 }
 
 // Learned are the addresses in the learned sets. While the kernel enlarges a
@@ -191,18 +217,10 @@ func (c *Conn) Learned() ([]Learned, error) {
 		return nil, errClosed
 	}
 	var all []Learned
-	for _, set := range learnedSets() {
-		// Without a table the elements of a set of another one are not asked for.
-		body := request(name(unix.NFTA_SET_TABLE, ruleset.TableName), name(unix.NFTA_SET_NAME, set.Name))
-		err := c.s.get(&message{typ: unix.NFT_MSG_GETSET, body: body, about: "set " + set.Name}, func(_ uint16, f *fields) (err error) {
-			set, err = decodeSet(f)
-			return err
-		})
-		switch {
-		case errors.Is(err, unix.ENOENT):
-			return nil, ErrNotLearning
-		case err != nil:
-			return nil, explain(err)
+	for family := range 2 {
+		set, err := c.s.learnedSet(family)
+		if err != nil {
+			return nil, err
 		}
 		switch _, err := c.s.listElements(&set); {
 		case errors.Is(err, errChanged):

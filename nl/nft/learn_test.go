@@ -152,6 +152,64 @@ func TestLearnRefusesWhatNoNameMayOpen(t *testing.T) {
 	}
 }
 
+// In a table of somebody else the sets may be of another kind. Into one with
+// intervals an address goes with all those above it.
+func TestLearnIntoForeignSets(t *testing.T) {
+	ours := build(t, ruleset.Up, ruleset.Params{}).String()
+	for name, text := range map[string]string{
+		"intervals": strings.ReplaceAll(ours, "flags timeout", "flags interval,timeout"),
+		"permanent": strings.ReplaceAll(ours, "flags timeout", ""),
+	} {
+		ns := kerneltest.NewNS(t)
+		c := dialIn(t, ns)
+		kerneltest.NFT(t, ns, text, "-f", "-")
+		for what, err := range map[string]error{
+			"learn v4":   c.Learn(learned(time.Minute, "203.0.113.1")),
+			"learn v6":   c.Learn(learned(time.Minute, "2001:db8::1")),
+			"forget":     c.Forget(addresses("203.0.113.1")),
+			"forget all": c.ForgetAll(),
+		} {
+			if !errors.Is(err, ErrForeign) || errors.Is(err, ErrNotLearning) {
+				t.Errorf("%s: %s: %v", name, what, err)
+			}
+		}
+		if text := kerneltest.NFT(t, ns, "", "list", "table", "inet", ruleset.TableName); strings.Contains(text, "elements") {
+			t.Errorf("%s: something is open:\n%s", name, text)
+		}
+	}
+}
+
+// The sets of a table for a resolver that does not say how long: an address
+// keeps its own time.
+func TestLearnBesideADefault(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	c := dialIn(t, ns)
+	p := ruleset.Params{Lifetime: 30 * time.Minute}
+	for _, s := range []ruleset.State{ruleset.Up, ruleset.Down, ruleset.Disengaged} {
+		want := build(t, s, p)
+		if err := c.Apply(want); err != nil {
+			t.Fatal(err)
+		}
+		kerneltest.NFT(t, ns, "", "add", "element", "inet", ruleset.TableName, ruleset.Learned6, "{", "2001:db8::1", "}")
+		if err := c.Learn(learned(time.Minute, "203.0.113.1")); err != nil {
+			t.Fatal(err)
+		}
+		have := list(t, c)
+		if got, err := ruleset.Verify(have, ruleset.Known{NoDNS: true}); got != s || err != nil {
+			t.Errorf("%s: %s, %v", s, got, err)
+		}
+		if got, err := ruleset.ParamsOf(have); got.Lifetime != p.Lifetime || err != nil {
+			t.Errorf("%s: %v, %v", s, got.Lifetime, err)
+		}
+		for set, life := range map[string]time.Duration{ruleset.Learned4: time.Minute, ruleset.Learned6: p.Lifetime} {
+			l := have.Set(set)
+			if len(l.Elements) != 1 || l.Lifetime(l.Elements[0]) != life || l.Elements[0].Expires > life {
+				t.Errorf("%s: %s has %v, want one for %v", s, set, l.Elements, life)
+			}
+		}
+	}
+}
+
 func many(n int) (all []Learned) {
 	for i := range n {
 		a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 0x20000000+uint32(i))))

@@ -12,6 +12,7 @@
 package nft
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -331,8 +332,20 @@ func (s *socket) listElements(set *ruleset.Set) (odd bool, err error) {
 	if set.Elements, odd, err = join(set, bounds); err != nil {
 		return false, err
 	}
+	if filled {
+		set.Elements = latest(set.Elements)
+	}
 	if err := set.Normalize(); err != nil {
 		return false, foreign("%v", err)
 	}
 	return odd, nil
+}
+
+// latest are elements without those that were listed twice, because they were
+// renewed while the set was read: what is left longer was put there later.
+func latest(elements []ruleset.Element) []ruleset.Element {
+	slices.SortFunc(elements, func(a, b ruleset.Element) int {
+		return cmp.Or(a.From.Compare(b.From), cmp.Compare(b.Expires, a.Expires))
+	})
+	return slices.CompactFunc(elements, func(a, b ruleset.Element) bool { return a.From == b.From })
 }

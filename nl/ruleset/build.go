@@ -4,13 +4,21 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Names of the sets that Build declares, without the family's suffix.
 const (
 	setAllow   = "allow"
 	setDeny    = "deny"
-	setLearned = "learned" // filled by the resolver while the container runs
+	setLearned = "learned"
+)
+
+// The sets that the resolver fills while the container runs: of single
+// addresses, which expire.
+const (
+	Learned4 = setLearned + "_v4"
+	Learned6 = setLearned + "_v6"
 )
 
 // MaxPrefixes is how many addresses and prefixes Build takes, all sets
@@ -30,7 +38,14 @@ type Params struct {
 	Hosts []netip.Addr // addresses of the host as the container sees it: gateways, host loopback map
 	Allow []netip.Prefix
 	Deny  []netip.Prefix // wins over Allow and over what the resolver learned
+	// Lifetime is how long an address that a resolver learned stays open if
+	// the resolver does not say. 0: it has to say. Whole seconds.
+	Lifetime time.Duration
 }
+
+// MaxLifetime is how long a learned address can stay open without being
+// learned again.
+const MaxLifetime = 24 * time.Hour
 
 var (
 	// privateRanges are never reached unless allowed by an address, in the
@@ -99,6 +114,10 @@ func Build(s State, p Params) (*Table, error) {
 	if slices.Contains(p.Ports, 0) {
 		return nil, fmt.Errorf("port 0 cannot be opened")
 	}
+	// The kernel counts in ticks, of which a second has a whole number.
+	if p.Lifetime < 0 || p.Lifetime > MaxLifetime || p.Lifetime%time.Second != 0 {
+		return nil, fmt.Errorf("learned addresses that expire after %s: whole seconds, up to %s, are possible", p.Lifetime, MaxLifetime)
+	}
 	t := &Table{}
 	total := 0
 	for _, s := range []struct {
@@ -125,8 +144,8 @@ func Build(s State, p Params) (*Table, error) {
 		return nil, fmt.Errorf("%d addresses to allow and deny, %d are possible: use wider prefixes", total, MaxPrefixes)
 	}
 	t.Sets = append(t.Sets,
-		Set{Name: setLearned + "_v4", Expiring: true},
-		Set{Name: setLearned + "_v6", V6: true, Expiring: true})
+		Set{Name: Learned4, Expiring: true, Timeout: p.Lifetime},
+		Set{Name: Learned6, V6: true, Expiring: true, Timeout: p.Lifetime})
 
 	ports, hosts := sortedUnique(p.Ports), slices.Clone(p.Hosts)
 	slices.SortFunc(hosts, netip.Addr.Compare)

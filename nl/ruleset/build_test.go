@@ -223,6 +223,9 @@ func TestBuildRefuses(t *testing.T) {
 		"host mapped":     {Up, hosts("::ffff:10.0.0.1"), "host ::ffff:10.0.0.1 is a mapped IPv4 address: give it as 10.0.0.1"},
 		"host invalid":    {Up, Params{Hosts: []netip.Addr{{}}}, "host is not an address"},
 		"port 0":          {Up, Params{Ports: []uint16{0}}, "port 0 cannot be opened"},
+		"lifetime":        {Up, Params{Lifetime: -time.Second}, "learned addresses that expire after -1s: whole seconds, up to 24h0m0s, are possible"},
+		"long lifetime":   {Down, Params{Lifetime: MaxLifetime + time.Second}, "learned addresses that expire after 24h0m1s: whole seconds, up to 24h0m0s, are possible"},
+		"odd lifetime":    {Up, Params{Lifetime: 1500 * time.Millisecond}, "learned addresses that expire after 1.5s: whole seconds, up to 24h0m0s, are possible"},
 		"prefix":          {Up, Params{Allow: []netip.Prefix{{}}}, "allow list: not a prefix: invalid Prefix"},
 		"many ports":      {Up, Params{Ports: many, Hosts: hosts("10.0.0.1").Hosts}, "65535 ports towards 1 hosts make 65568 rules, 1000 are possible: open fewer ports"},
 		"many prefixes":   {Up, Params{Deny: wide}, "50001 addresses to allow and deny, 50000 are possible: use wider prefixes"},
@@ -346,6 +349,9 @@ func (r random) params() (p Params) {
 		p.Hosts = append(p.Hosts, []netip.Addr{addr("10.0.2.2"), addr("169.254.1.1"), addr("fd00::2"), addr("fe80::1")}[r.IntN(4)])
 	}
 	p.Allow, p.Deny = r.prefixes(), r.prefixes()
+	if r.IntN(3) == 0 {
+		p.Lifetime = time.Duration(1+r.IntN(int(MaxLifetime/time.Second))) * time.Second
+	}
 	return p
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -48,6 +49,13 @@ func TestNft(t *testing.T) {
 	learned := build(t, Up, full)
 	learn(learned, "203.0.113.80", "203.0.113.81", "203.0.113.79", "2001:db8:3::1", "2001:db8:3::")
 	tables["learned"] = learned
+	lasting := build(t, Up, Params{Lifetime: 30 * time.Minute})
+	learn(lasting, "203.0.113.80", "2001:db8:3::1")
+	for set, a := range map[string]string{Learned4: "203.0.113.81", Learned6: "2001:db8:3::2"} {
+		s := lasting.Set(set)
+		s.Elements = append(s.Elements, Element{Range: Range{addr(a), addr(a)}})
+	}
+	tables["learned by default"] = lasting
 	odd := build(t, Up, Params{
 		Allow: prefixes("0.0.0.0/0", "::1", "::2:1", "::1.2.3.4", "::ffff:1.2.3.4", "::ffff:0:0:1", "fe80::/10", "ff00::/8", "2001:db8:0:0:1::", "::"),
 		Deny:  prefixes("::/0", "1.2.3.0/31", "1.2.3.2", "1.2.3.3", "1.2.3.4/30", "255.255.255.255", "0.0.0.0", "224.0.0.0/4"),

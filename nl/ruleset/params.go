@@ -38,6 +38,9 @@ func ParamsOf(t *Table) (Params, error) {
 			p.Hosts = append(p.Hosts, addr)
 		}
 	}
+	if s := t.Set(Learned4); s != nil {
+		p.Lifetime = s.Timeout
+	}
 	p.Ports = sortedUnique(p.Ports)
 	slices.SortFunc(p.Hosts, netip.Addr.Compare)
 	if p.Hosts = slices.Compact(p.Hosts); len(p.Hosts) > 1 {
@@ -87,7 +90,7 @@ func WithAddresses(t *Table, allow, deny []netip.Prefix) *Table {
 		return 2
 	}
 	out.Output.Rules = slices.Clone(t.Output.Rules)
-	if t.Set(setLearned+"_v4") != nil || t.Set(setDeny+"_v4") == nil || t.Set(setDeny+"_v6") == nil {
+	if t.Set(Learned4) != nil || t.Set(setDeny+"_v4") == nil || t.Set(setDeny+"_v6") == nil {
 		return out
 	}
 	slices.SortStableFunc(out.Output.Rules, func(a, b Rule) int { return cmp.Compare(rank(a), rank(b)) })

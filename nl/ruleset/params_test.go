@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -28,6 +29,15 @@ func TestParamsOf(t *testing.T) {
 		got, err := ParamsOf(build(t, s, slirp))
 		if diff := cmp.Diff(slirp, got, exact, cmpopts.EquateEmpty()); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", s, err, diff)
+		}
+	}
+	slirp.Lifetime = 90 * time.Minute
+	for _, s := range []State{Up, Down, Disengaged} {
+		for _, table := range []*Table{build(t, s, slirp), parse(t, build(t, s, slirp).String())} {
+			got, err := ParamsOf(table)
+			if diff := cmp.Diff(slirp, got, exact, cmpopts.EquateEmpty()); diff != "" || err != nil {
+				t.Errorf("%s: %v (-want +got):\n%s", s, err, diff)
+			}
 		}
 	}
 	odd := &Table{Output: Chain{Rules: []Rule{accept(DPort{UDP, 123}, host(addr("10.0.0.1")))}}}

@@ -10,6 +10,7 @@ import (
 // Known is what the caller of Verify knows from elsewhere about the container.
 type Known struct {
 	DNS   netip.Addr   // the only resolver that may be open; invalid: unknown
+	NoDNS bool         // none may be, and port 53 only if Ports names it; DNS does not matter
 	Ports []uint16     // the only TCP ports that may be open; nil: unknown, empty: none
 	Hosts []netip.Addr // the only addresses they may be open to; nil: unknown private ones, empty: none
 }
@@ -105,6 +106,9 @@ func (v *verifier) ours() State {
 		}
 	}
 	var p Params
+	if l := v.table.Set(Learned4); l != nil {
+		p.Lifetime = l.Timeout
+	}
 	dnsTCP := false
 	for _, r := range v.rules {
 		port, addr, ok := r.portTo()
@@ -134,9 +138,7 @@ func (v *verifier) ours() State {
 				}
 				continue
 			}
-			// A resolver's answer may lead nowhere inside, whatever a domain's
-			// owner has put there, and is never for good.
-			if a := e.From.Unmap(); isPrivate(a) || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() {
+			if !Learnable(e.From) {
 				v.findings.add("set %s holds %s, which no name may resolve to", s.Name, e.Range)
 			}
 			if e.From != e.To || s.Lifetime(e) == Permanent {
@@ -145,6 +147,15 @@ func (v *verifier) ours() State {
 		}
 	}
 	return s
+}
+
+// Learnable reports whether a may be in a set of learned addresses. A
+// resolver's answer may lead nowhere inside, whatever a domain's owner has put
+// there.
+func Learnable(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsValid() && !isPrivate(a) && !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() &&
+		a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 // meansUp guesses from two of three signs, so that the findings name the third.
@@ -268,7 +279,12 @@ func (v *verifier) refused(m Match) int {
 
 // checkKnown compares what is open with what may be.
 func (v *verifier) checkKnown(dns netip.Addr, ports []uint16, hosts []netip.Addr) {
-	if dns.IsValid() && v.known.DNS.IsValid() && dns != v.known.DNS {
+	switch {
+	case v.known.NoDNS && dns.IsValid():
+		v.findings.add("port 53 is open to %s, and no resolver should be", dns)
+	case v.known.NoDNS && v.known.Ports == nil && slices.Contains(ports, 53):
+		v.findings.add("port 53 is open and should not be")
+	case !v.known.NoDNS && dns.IsValid() && v.known.DNS.IsValid() && dns != v.known.DNS:
 		v.findings.add("port 53 is open to %s, not to the resolver %s", dns, v.known.DNS)
 	}
 	if v.known.Ports != nil {

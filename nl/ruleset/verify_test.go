@@ -23,7 +23,7 @@ type base struct {
 // are allowed and denied, or private, at the same time.
 func bases(t testing.TB) (list []base) {
 	none := Known{Ports: []uint16{}, Hosts: []netip.Addr{}}
-	fullKnown := Known{full.DNS, full.Ports, full.Hosts}
+	fullKnown := Known{DNS: full.DNS, Ports: full.Ports, Hosts: full.Hosts}
 	for _, s := range []State{Up, Down, Disengaged, Quarantine} {
 		table := build(t, s, full)
 		if s != Quarantine {
@@ -32,18 +32,29 @@ func bases(t testing.TB) (list []base) {
 		list = append(list, base{"ours/" + s.String(), table, s, fullKnown})
 	}
 	list = append(list, base{"ours/up/bare", build(t, Up, Params{}), Up, none})
+	// As with the resolver in the container's own namespace, and with one that
+	// adds addresses without a timeout.
+	closed := Params{Ports: full.Ports, Hosts: full.Hosts, Allow: full.Allow, Deny: full.Deny}
+	list = append(list, base{"ours/up/no dns", build(t, Up, closed), Up, Known{NoDNS: true, Ports: full.Ports, Hosts: full.Hosts}})
+	lasting := full
+	lasting.Lifetime = 30 * time.Minute
+	table := build(t, Up, lasting)
+	learn(table, "203.0.113.80", "2001:db8:3::1")
+	a := addr("203.0.113.81")
+	table.Set(Learned4).Elements = append(table.Set(Learned4).Elements, Element{Range: Range{a, a}})
+	list = append(list, base{"ours/up/lifetime", table, Up, fullKnown})
 	const elements = `
 add element inet terok_shield allow_v4 { 203.0.113.9, 192.0.2.1, 169.254.169.254, 10.0.0.5 }
 add element inet terok_shield allow_v6 { 2001:db8:1::/48, fd00:ec2::254 }
 add element inet terok_shield deny_v4 { 192.0.2.1, 192.0.2.2 }
 add element inet terok_shield deny_v6 { 2001:db8:1::1 }
 `
-	pasta := Known{addr("169.254.1.1"), []uint16{}, []netip.Addr{}}
-	port := Known{addr("169.254.1.1"), []uint16{8080}, []netip.Addr{addr("169.254.1.2")}}
+	pasta := Known{DNS: addr("169.254.1.1"), Ports: []uint16{}, Hosts: []netip.Addr{}}
+	port := Known{DNS: addr("169.254.1.1"), Ports: []uint16{8080}, Hosts: []netip.Addr{addr("169.254.1.2")}}
 	for _, b := range []base{
 		{"r1-up-pasta-static", nil, Up, pasta},
-		{"r1-up-slirp-ports", nil, Up, Known{addr("10.0.2.3"), []uint16{8080, 9418},
-			[]netip.Addr{addr("10.0.2.2"), addr("fd00::2"), addr("169.254.1.2")}}},
+		{"r1-up-slirp-ports", nil, Up, Known{DNS: addr("10.0.2.3"), Ports: []uint16{8080, 9418},
+			Hosts: []netip.Addr{addr("10.0.2.2"), addr("fd00::2"), addr("169.254.1.2")}}},
 		{"r1-down", nil, Down, pasta},
 		{"r1-disengaged", nil, Disengaged, pasta},
 		{"r1-quarantine", nil, Quarantine, none},
@@ -105,7 +116,7 @@ func TestVerifyBuilt(t *testing.T) {
 		p := r.params()
 		want := []State{Up, Down, Disengaged, Quarantine}[r.IntN(4)]
 		table := build(t, want, p)
-		for _, k := range []Known{{}, {DNS: p.DNS, Ports: p.Ports, Hosts: p.Hosts}} {
+		for _, k := range []Known{{}, {DNS: p.DNS, Ports: p.Ports, Hosts: p.Hosts}, {NoDNS: !p.DNS.IsValid(), Ports: p.Ports}} {
 			if got, err := Verify(table, k); got != want || err != nil {
 				t.Fatalf("seed %d: %s is %s: %v\n%s", seed, want, got, err, table)
 			}
@@ -326,6 +337,11 @@ func TestVerifyFindings(t *testing.T) {
 		{"ours/up", func(t *Table) { t.Output.Rules = slices.Insert(t.Output.Rules, 0, accept(CTNew)) }, "unexpected rule in output: ct state new accept"},
 		{"ours/up", func(t *Table) { r := t.Output.Rules; r[1], r[5] = r[5], r[1] }, "rules of output are repeated or in another order"},
 		{"ours/up", func(t *Table) { t.Sets = t.Sets[:5] }, "learned_v6 set missing"},
+		{"ours/up", func(t *Table) { t.Set(Learned4).Timeout = 1 }, "learned addresses that expire after 1ns: whole seconds, up to 24h0m0s, are possible"},
+		{"ours/up/lifetime", func(t *Table) { t.Set(Learned6).Timeout = 0 }, "set learned_v6 has another definition"},
+		{"ours/up/lifetime", func(t *Table) { t.Set(Learned4).Timeout = 0 },
+			"set learned_v6 has another definition; set learned_v4 holds 203.0.113.81, which is not an address that expires"},
+		{"ours/up/lifetime", func(t *Table) { t.Set(Learned4).Elements[0].Timeout = Permanent }, "set learned_v4 holds 203.0.113.80, which is not an address that expires"},
 		{"ours/up", func(t *Table) { t.Sets[2].Expiring = true }, "set deny_v4 has another definition"},
 		{"ours/up", func(t *Table) { t.Sets = append(t.Sets, Set{Name: "more"}) }, "unknown set more; more sets than there should be"},
 		{"ours/up", func(t *Table) { t.Sets = append(t.Sets, t.Sets[0]) }, "more sets than there should be"},
@@ -399,6 +415,7 @@ func TestVerifyUnknown(t *testing.T) {
 		{Known{}, ""},
 		{Known{DNS: addr("10.0.2.3"), Ports: []uint16{9418, 8080, 1}}, ""},
 		{Known{DNS: addr("10.0.2.4")}, "port 53 is open to 10.0.2.3, not to the resolver 10.0.2.4"},
+		{Known{DNS: addr("10.0.2.3"), NoDNS: true}, "port 53 is open to 10.0.2.3, and no resolver should be"},
 		{Known{Ports: []uint16{}}, "port 8080 is open and should not be; port 9418 is open and should not be"},
 		{Known{Ports: []uint16{9418}}, "port 8080 is open and should not be"},
 		{Known{Hosts: []netip.Addr{addr("10.0.2.2"), addr("fd00::2")}}, "ports are open to 169.254.1.2 and should not be"},

@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,7 +36,7 @@ func TestDenyBeatsAllow(t *testing.T) {
 // There, a name on the list may resolve to an address inside.
 func TestNoRebinding(t *testing.T) {
 	for _, daddr := range []string{"10.0.0.1", "172.31.255.255", "192.168.0.1", "169.254.169.254", "fd00:ec2::254", "fe80::1",
-		"127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "ff02::1", "::ffff:10.0.0.1"} {
+		"127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "ff02::1", "::ffff:10.0.0.1"} {
 		table := build(t, Up, Params{})
 		learn(table, daddr)
 		if s, err := Verify(table, Known{}); s != Error || !strings.Contains(err.Error(), "which no name may resolve to") {
@@ -119,6 +120,35 @@ func TestNoResolverNoDNS(t *testing.T) {
 	for _, p := range packets(table) {
 		if p.proto == UDP && p.port == 53 && p.oif != "lo" && p.ct == CTNew && table.accepted(p) {
 			t.Errorf("%s is let out", p)
+		}
+	}
+	// Verify sees to it, for tables of every origin.
+	for _, name := range []string{"r1-up-pasta-static.nft", "r1-down.nft", "r2-up.nft", ""} {
+		open := build(t, Up, Params{DNS: addr("169.254.1.1")})
+		if name != "" {
+			open = parse(t, sample(t, name))
+		}
+		if s, err := Verify(open, Known{}); err != nil {
+			t.Errorf("%s: %s, %v", name, s, err)
+		}
+		if s, err := Verify(open, Known{NoDNS: true}); s != Error || err == nil ||
+			err.Error() != "port 53 is open to 169.254.1.1, and no resolver should be" {
+			t.Errorf("%s: %s, %v", name, s, err)
+		}
+	}
+	// A port 53 that the operator has opened is known to be open.
+	for _, tt := range []struct {
+		ports []uint16
+		want  string
+	}{
+		{nil, "port 53 is open and should not be"},
+		{[]uint16{}, "port 53 is open and should not be"},
+		{[]uint16{80}, "port 53 is open and should not be"},
+		{[]uint16{53}, ""},
+	} {
+		_, err := Verify(table, Known{NoDNS: true, Ports: tt.ports})
+		if got := fmt.Sprint(err); got != tt.want && (tt.want != "" || err != nil) {
+			t.Errorf("known ports %v: %v, want %q", tt.ports, err, tt.want)
 		}
 	}
 }

@@ -56,7 +56,7 @@ func main() {
 		io.Copy(io.Discard, os.Stdin)
 		return
 	}
-	benches := map[string]func() ([]row, error){"hook": benchHook, "addresses": benchAddresses, "size": benchSize}
+	benches := map[string]func() ([]row, error){"hook": benchHook, "addresses": benchAddresses, "dns": benchDNS, "size": benchSize}
 	names := slices.Sorted(maps.Keys(benches))
 	asJSON := flag.Bool("json", false, "print a JSON list")
 	flag.Usage = func() {
@@ -103,18 +103,18 @@ func main() {
 	w.Flush()
 }
 
-// ownNamespace starts this program again in a network namespace of its own, as
+// ownNamespace starts this program again in network and mount namespaces of its own, as
 // root of a user namespace unless it is root already: an ordinary user's nft
 // cannot load 10,000 addresses (its message exceeds net.core.wmem_max).
 func ownNamespace() error {
 	const mark = "TEROK_BENCH_NAMESPACE"
 	if os.Getenv(mark) != "" {
-		return nil
+		return syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), mark+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}

@@ -101,6 +101,8 @@ func accessors() []accessor {
 	dsText := "b.example.org\n*.a.example.org\nMixed.Example.ORG\n"
 	proc := Process{PID: 4194304, Start: 1 << 60, NetNS: "4:4026531840"}
 	netw := Network{Mode: "slirp4netns", Hosts: addrs("10.0.2.2", "fd00::2")}
+	krun := netip.MustParseAddr("169.254.1.3")
+	namer := Namer{PID: 42, Start: 7, Socket: "/run/user/1000/terok/dns/x.sock"}
 	return []accessor{
 		{FileRuleset, nil, reader((*Bundle).Ruleset), writer((*Bundle).SetRuleset, ruleset), ruleset, ruleset, maxRuleset},
 		{FileUpstreamDNS, netip.Addr{}, reader((*Bundle).UpstreamDNS), writer((*Bundle).SetUpstreamDNS, dns), dns, "169.254.1.1\n", maxSmall},
@@ -116,6 +118,11 @@ func accessors() []accessor {
 		{FileMetaPath, "", reader((*Bundle).MetaPath), writer((*Bundle).SetMetaPath, "/home/op/m e.json"), "/home/op/m e.json", "/home/op/m e.json", maxSmall},
 		{FileProcess, Process{}, reader((*Bundle).Process), writer((*Bundle).SetProcess, proc), proc, `{"pid":4194304,"start":1152921504606846976,"netns":"4:4026531840"}` + "\n", maxSmall},
 		{FileNetwork, Network{}, reader((*Bundle).Network), writer((*Bundle).SetNetwork, netw), netw, "slirp4netns\n10.0.2.2\nfd00::2\n", maxSmall},
+		{FileUnlisted, false, reader((*Bundle).ResolveUnlisted), writer((*Bundle).SetResolveUnlisted, true), true, "resolve\n", maxSmall},
+		{FileListen, defaultListen, reader((*Bundle).Listen), writer((*Bundle).SetListen, krun), krun, "169.254.1.3\n", maxSmall},
+		{FileNamer, Namer{}, reader((*Bundle).Namer), writer((*Bundle).SetNamer, namer), namer, `{"pid":42,"start":7,"socket":"/run/user/1000/terok/dns/x.sock"}` + "\n", maxSmall},
+		{FileOwner, "", reader((*Bundle).Owner), writer((*Bundle).SetOwner, "/a b"), "/a b", "/a b\n", maxSmall},
+		{FileDnsmasqConf, []byte(nil), reader((*Bundle).DnsmasqConf), writer((*Bundle).SetDnsmasqConf, []byte("port=53\n")), []byte("port=53\n"), "port=53\n", maxList},
 	}
 }
 
@@ -972,7 +979,7 @@ func TestRemove(t *testing.T) {
 		os.MkdirAll(filepath.Join(b.Path(), "hooks", "x"), 0o700),
 		os.Symlink(outside, filepath.Join(b.Path(), "run")),
 		b.AppendError("x"), b.AppendLog(FileAuditLog, "x", 100), b.AppendLog(FileAuditLog, "x", 1),
-		b.SetUnsettled(true), b.SetProfileNames([]string{"base"}), b.SetProfileCache("k"),
+		b.SetOpen(true), b.SetResolvConf(defaultListen), b.SetUnsettled(true), b.SetProfileNames([]string{"base"}), b.SetProfileCache("k"),
 	); err != nil {
 		t.Fatal(err)
 	}

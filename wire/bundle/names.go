@@ -15,6 +15,7 @@ const (
 	FileListen   = "dns.listen"    // where the container's name server listens
 	FileNamer    = "dns.process"   // the process that finds its addresses
 	FileOwner    = "network.owner" // the state directory in charge of a shared network
+	FileOpen     = "dns.open"      // there while the container may reach what is on no list
 )
 
 // defaultListen is where a container looks for its name server.
@@ -127,6 +128,23 @@ func (b *Bundle) SetNamer(n Namer) error {
 
 // RemoveNamer forgets the process, if one is recorded.
 func (b *Bundle) RemoveNamer() error { return b.remove(FileNamer) }
+
+// Open reports whether the container's firewall lets addresses on no list
+// pass, because an operator took it down: names on no list must then resolve.
+// What cannot be read is closed.
+func (b *Bundle) Open() (bool, error) {
+	_, ok, err := b.readOptional(FileOpen, maxSmall)
+	return ok && err == nil, err
+}
+
+// SetOpen sets or removes that mark. It is removed before the firewall closes
+// and set after it has opened, and does not outlive the container's network.
+func (b *Bundle) SetOpen(yes bool) error {
+	if yes {
+		return b.write(FileOpen, nil, maxSmall, volatile)
+	}
+	return b.remove(FileOpen)
+}
 
 // Owner is the state directory whose lists govern the network that this
 // container shares with others; "" if its own do.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -89,6 +90,21 @@ func (b *Bundle) DnsmasqConf() ([]byte, error) {
 	return data, err
 }
 
+// SetDnsmasqConf replaces the configuration.
+func (b *Bundle) SetDnsmasqConf(conf []byte) error {
+	return b.write(FileDnsmasqConf, conf, maxList, durable)
+}
+
+// SetResolvConf replaces the resolv.conf that is mounted into the container,
+// which looks for its name server at that address. Its names are asked for as
+// they are: a search list would send the host's domains out.
+func (b *Bundle) SetResolvConf(listen netip.Addr) error {
+	if err := checkListen(listen); err != nil {
+		return fmt.Errorf("write %s: %w", b.name(FileResolvConf), err)
+	}
+	return b.write(FileResolvConf, []byte("nameserver "+listen.String()+"\noptions ndots:0\n"), maxSmall, durable)
+}
+
 // DnsmasqPID is what dnsmasq wrote; 0 if there is no such file or it holds no
 // process id. The file may belong to the user dnsmasq runs as, so its content
 // is a hint: the caller looks at the process.
@@ -122,6 +138,9 @@ func (b *Bundle) RemoveDnsmasqPID() error { return b.remove(FileDnsmasqPID) }
 func (b *Bundle) RemoveDnsmasq() error {
 	return errors.Join(b.remove(FileDnsmasqConf), b.remove(FileDnsmasqPID), b.remove(FileResolvConf))
 }
+
+// RemoveUpstreamDNS removes the resolver's address, where none is known.
+func (b *Bundle) RemoveUpstreamDNS() error { return b.remove(FileUpstreamDNS) }
 
 func (b *Bundle) remove(name string) error {
 	if err := b.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {

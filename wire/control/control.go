@@ -28,9 +28,9 @@ const (
 	OpDown       Op = "down"       //
 	OpDisengage  Op = "disengage"  //
 	OpQuarantine Op = "quarantine" //
-	OpAllow      Op = "allow"      // Targets → Applied
-	OpDeny       Op = "deny"       // Targets → Applied
-	OpSync       Op = "sync"       // sets are made what the state files say
+	OpAllow      Op = "allow"      // Targets, Names → Applied
+	OpDeny       Op = "deny"       // Targets, Names → Applied
+	OpSync       Op = "sync"       // sets are made what the state files say → Applied: addresses learned because of names
 )
 
 // Request is one operation on one container.
@@ -41,6 +41,7 @@ type Request struct {
 	PID       int      `json:"pid"`               // a process of the container, in the host's numbering
 	NetNS     string   `json:"netns,omitempty"`   // device:inode of its network namespace, when known
 	Targets   []string `json:"targets,omitempty"` // addresses and CIDRs
+	Names     []string `json:"names,omitempty"`   // as they stand in the lists: "example.com", "*.example.com", "=example.com"
 	Target    string   `json:"target,omitempty"`  // what the operator typed: for the audit log
 	Audit     bool     `json:"audit"`             // write audit lines
 }

@@ -80,11 +80,19 @@ type Question struct {
 	Missed    int64    `json:"missed"`    // questions before this one that the watcher did not get
 }
 
-// Spec is what the hook tells the process when it starts it, as JSON.
+// Spec is what the hook tells the process when it starts it, and what a
+// process tells the one that takes its place.
 type Spec struct {
 	StateDir  string `json:"state_dir"`
 	Container string `json:"container"` // as the operator calls it
 	ID        string `json:"id"`        // the first 12 digits of the container's id
 	Socket    string `json:"socket"`    // where to serve the interface
 	Audit     bool   `json:"audit"`     // write lines about refused names
+
+	Tier     string `json:"tier"`     // "proxy", "dnsmasq" or "static"
+	PID      int    `json:"pid"`      // the container's first process
+	Start    uint64 `json:"start"`    // of that process: clock ticks after boot
+	NetNS    string `json:"netns"`    // device:inode of the container's network namespace
+	Roster   string `json:"roster"`   // the file that lists who lives in it; "" if nobody else can
+	Restarts int    `json:"restarts"` // how often the process had to be started again
 }

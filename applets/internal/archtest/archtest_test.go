@@ -144,7 +144,7 @@ var users = []struct {
 	reason  string
 }{
 	{"github.com/alecthomas/kong", []string{"applets/shield"}, "kong is for command lines that people type"},
-	{"github.com/miekg/dns", []string{"applets/internal/resolve", "applets/dnsproxy"}, "DNS messages are read in two places only"},
+	{"github.com/miekg/dns", []string{"applets/internal/resolve", "applets/dnsproxy", "scripts/lab.d/dns"}, "DNS messages are read in two places only"},
 	{"github.com/godbus/dbus", []string{"applets/notify"}, "only notifications speak D-Bus"},
 	{"github.com/google/nftables", []string{"nl/nft"}, "one package speaks nf_tables"},
 	{"github.com/BurntSushi/toml", []string{"applets/internal/podman"}, "containers.conf is Podman's"},

@@ -90,7 +90,7 @@ func (e Entry) line() string {
 	}
 	member := func(name, value string) {
 		key(name)
-		out = appendString(out, value)
+		out = AppendString(out, value)
 	}
 	member("ts", e.Time.UTC().Format("2006-01-02T15:04:05+00:00"))
 	member("container", e.Container)
@@ -113,8 +113,8 @@ func (e Entry) line() string {
 		key("dossier")
 		sep := byte('{')
 		for _, k := range slices.Sorted(maps.Keys(e.Dossier)) {
-			out = appendString(append(out, sep), k)
-			out = appendString(append(out, ':'), e.Dossier[k])
+			out = AppendString(append(out, sep), k)
+			out = AppendString(append(out, ':'), e.Dossier[k])
 			sep = ','
 		}
 		out = append(out, '}')
@@ -122,9 +122,9 @@ func (e Entry) line() string {
 	return string(append(out, '}'))
 }
 
-// appendString appends a JSON string of printable ASCII characters only:
+// AppendString appends s as a JSON string of printable ASCII characters only:
 // harmless on a terminal whatever a container put into it.
-func appendString(out []byte, s string) []byte {
+func AppendString(out []byte, s string) []byte {
 	out = append(out, '"')
 	for _, r := range s { // what is not UTF-8 arrives as U+FFFD
 		if r > 0xffff {
@@ -175,7 +175,7 @@ func (r Record) String() string {
 			continue
 		case in && c >= utf8.RuneSelf:
 			rn, n := utf8.DecodeRune(r.raw[i:])
-			quoted := appendString(nil, string(rn))
+			quoted := AppendString(nil, string(rn))
 			out = append(out, quoted[1:len(quoted)-1]...)
 			i += n
 			continue

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/wire/bundle"
 )
 
 const maxConfig = 256 << 10 // bytes of config.yml
@@ -34,9 +35,10 @@ type Config struct {
 	DefaultProfiles []string // for containers whose profiles are not named; proper names, may not exist
 	Audit           bool     // whether commands write the audit log
 	LoopbackPorts   []uint16 // TCP ports of the host that containers may reach, each once
-	ResolveUnlisted bool     // names on no list are resolved, their connections asked about; else refused
-	StateRoot       string   // holds containers/<name>
-	ProfilesDir     string   // the operator's profiles, which may not exist
+	Tier            bundle.Tier
+	ResolveUnlisted bool   // names on no list are resolved, their connections asked about; else refused
+	StateRoot       string // holds containers/<name>
+	ProfilesDir     string // the operator's profiles, which may not exist
 }
 
 // Invalid is a config.yml that can be read but means nothing.
@@ -97,7 +99,7 @@ func Load(env *cmdenv.Env) (Config, []string, error) {
 }
 
 func defaults() Config {
-	return Config{Mode: ModeAuto, DefaultProfiles: []string{"dev-standard"}, Audit: true}
+	return Config{Mode: ModeAuto, DefaultProfiles: []string{"dev-standard"}, Audit: true, Tier: bundle.Proxy}
 }
 
 // configDir is where config.yml and the profiles are.

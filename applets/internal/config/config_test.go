@@ -14,6 +14,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/resources"
+	"github.com/terok-ai/terok-box/wire/bundle"
 )
 
 func environ(kv ...string) *cmdenv.Env {
@@ -61,6 +62,8 @@ loopback_ports: [8080, 5432]
 audit:
   enabled: false
 dns:
+  # Who finds the addresses of names: proxy, dnsmasq, or nobody (static).
+  tier: dnsmasq
   # Names on no list: refuse, or resolve and ask about the connection.
   unlisted: resolve
 `
@@ -79,7 +82,7 @@ func TestDecode(t *testing.T) {
 		{"empty mapping", "{}", d()},
 		{"reference", reference, Config{
 			Mode: ModeHook, DefaultProfiles: []string{"base", "dev-python"},
-			LoopbackPorts: []uint16{8080, 5432}, ResolveUnlisted: true,
+			LoopbackPorts: []uint16{8080, 5432}, Tier: bundle.Dnsmasq, ResolveUnlisted: true,
 		}},
 		{"one port", "loopback_ports: 1", with(func(c *Config) { c.LoopbackPorts = []uint16{1} })},
 		{"no ports", "loopback_ports: []", d()},
@@ -88,6 +91,8 @@ func TestDecode(t *testing.T) {
 		{"quoted text", `mode: "hook"`, with(func(c *Config) { c.Mode = ModeHook })},
 		{"alias", "default_profiles: [&p base, *p, dev-node]", with(func(c *Config) { c.DefaultProfiles = []string{"base", "base", "dev-node"} })},
 		{"refuse", "dns: {unlisted: refuse}", d()},
+		{"the default tier", "dns: {tier: proxy}", d()},
+		{"static", "dns: {tier: static}", with(func(c *Config) { c.Tier = bundle.Static })},
 	} {
 		t.Run(tt.title, func(t *testing.T) {
 			got := d()
@@ -135,6 +140,10 @@ func TestInvalid(t *testing.T) {
 		"loopback_ports: {a: 1}":                  `line 1: loopback_ports: a port must be a number from 1 to 65535, not a mapping`,
 		"loopback_ports:":                         `line 1: loopback_ports: a port must be a number from 1 to 65535, not nothing`,
 		"dns: {unlisted: allow}":                  `line 1: dns.unlisted must be refuse or resolve, not "allow"`,
+		"dns:\n tier: dig":                        `line 2: dns.tier must be proxy, dnsmasq or static, not "dig"`,
+		"dns: {tier: [proxy]}":                    `line 1: dns.tier must be proxy, dnsmasq or static, not a list`,
+		"dns: {teir: proxy}":                      `line 1: unknown key "dns.teir"; did you mean "dns.tier"?`,
+		"dns: {tier: proxy, tier: static}":        `line 1: key "dns.tier" a second time`,
 		"mode: x\nfoo: 1":                         `line 1: mode must be auto or hook, not "x"; line 2: unknown key "foo"`,
 		strings.Repeat("k", 99) + ": 1":           `line 1: unknown key "` + strings.Repeat("k", 60) + `…"`,
 		"mode: \"a\\u001b[2J\\nError: all good\"": `line 1: mode must be auto or hook, not "a\x1b[2J\nError: all good"`,

@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/terok-ai/terok-box/applets/internal/policy"
+	"github.com/terok-ai/terok-box/wire/bundle"
 )
 
 const maxPorts = 256 // in loopback_ports; every one is a firewall rule
@@ -59,6 +60,7 @@ func decode(text []byte, c *Config) (warning string, problems []Problem) {
 		}),
 		"loopback_ports": d.ports,
 		"dns": d.section(map[string]func(string, *yaml.Node){
+			"tier":     d.tier,
 			"unlisted": d.unlisted,
 		}),
 	})
@@ -162,6 +164,15 @@ func (d *decoder) mode(key string, n *yaml.Node) {
 		return
 	}
 	d.config.Mode = n.Value
+}
+
+func (d *decoder) tier(key string, n *yaml.Node) {
+	t := bundle.Tier(n.Value)
+	if !isText(n) || t != bundle.Proxy && t != bundle.Dnsmasq && t != bundle.Static {
+		d.problem(n, "%s must be %s, %s or %s, not %s", key, bundle.Proxy, bundle.Dnsmasq, bundle.Static, value(n))
+		return
+	}
+	d.config.Tier = t
 }
 
 func (d *decoder) unlisted(key string, n *yaml.Node) {

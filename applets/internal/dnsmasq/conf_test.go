@@ -136,7 +136,7 @@ func TestRealSyntax(t *testing.T) {
 // A state directory whose name needs quoting anywhere else.
 func TestUnusualDirectory(t *testing.T) {
 	b, ns := preparedIn(t, filepath.Join(t.TempDir(), "ö 'x' $y#z ,;"), "127.0.0.1"), kerneltest.NewNS(t)
-	if err := Start(t.Context(), b, ns); err != nil {
+	if err := begin(t.Context(), b, ns); err != nil {
 		t.Error(err)
 	}
 }

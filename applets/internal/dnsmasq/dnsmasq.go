@@ -1,9 +1,11 @@
-// Package dnsmasq is the life of the dnsmasq that a bundle of the dnsmasq
-// tier asks for: started in the container's network namespace, recognised by
-// its command line, stopped with the container.
+// Package dnsmasq is the dnsmasq tier: a dnsmasq in the container's network
+// namespace answers for its names and opens the addresses of those that are
+// allowed. The package writes its configuration, starts it again when that
+// changes or it dies, reads its log, keeps open what it opens only once, and
+// stops it with the container. It recognises it by its command line.
 //
 // dnsmasq gives up root for the user nobody and the group dip (or nobody's),
-// so these need ids in the hook's user namespace: in a rootless one without
+// so these need ids in its user namespace: in a rootless one without
 // subordinate ids dnsmasq ends, and the container does not start.
 //
 // It must never import a package that faces people.
@@ -16,7 +18,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -42,75 +43,6 @@ const (
 	// the variable from whoever called Podman.
 	path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
-
-// Start runs the bundle's dnsmasq in ns unless there is no dnsmasq.conf or it
-// runs there already. It returns when dnsmasq has opened its sockets and
-// written its pid file. After an error none is left running.
-func Start(ctx context.Context, b *bundle.Bundle, ns *netns.NS) error {
-	conf, err := b.DnsmasqConf()
-	if err != nil || conf == nil {
-		return err
-	}
-	program, err := find()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	return start(ctx, b, ns, conf, program)
-}
-
-func start(ctx context.Context, b *bundle.Bundle, ns *netns.NS, conf []byte, program string) (err error) {
-	listen, err := listenAddress(conf, b.Path())
-	if err != nil {
-		return err
-	}
-	if ok, err := answers(b, ns); err != nil || ok {
-		return err
-	}
-	// One that serves a former life of the container, or was not stopped.
-	if err := end(ctx, b); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, end(context.WithoutCancel(ctx), b))
-		}
-	}()
-	var out head
-	// An allowed name must not open private addresses because its owner answers
-	// with them, and an answer from the cache would not put an address back
-	// that has left its set. A cache-size in the file wins; those that learn
-	// addresses have none or 0.
-	cmd := exec.CommandContext(ctx, program, confArg(b), "--stop-dns-rebind", "--cache-size=0")
-	cmd.Env = []string{"PATH=" + path}
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.WaitDelay = pipeTimeout
-	err = ns.Do(func() error { // a child is born into its thread's namespace
-		if !listen.IsLoopback() {
-			if err := netns.AddLoopbackAddr(listen); err != nil {
-				return err
-			}
-		}
-		return cmd.Run()
-	})
-	switch {
-	case ctx.Err() != nil:
-		err = context.Cause(ctx)
-	case err == nil:
-		var ok bool
-		if ok, err = answers(b, ns); err == nil && !ok {
-			err = errors.New("dnsmasq.pid does not name it; see dnsmasq.log in the state directory")
-		}
-	}
-	if err == nil {
-		return nil
-	}
-	if out.Len() > 0 {
-		err = fmt.Errorf("%w: %s", err, strings.Join(strings.Fields(out.String()), " "))
-	}
-	return fmt.Errorf("start dnsmasq: %w%s", err, hint(out.String()))
-}
 
 // hint is what an operator can do about what dnsmasq said.
 func hint(output string) string {

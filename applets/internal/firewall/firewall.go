@@ -15,23 +15,28 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/audit"
+	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nft"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
+	"github.com/terok-ai/terok-box/wire/names"
 )
 
 // Firewall is a container's bundle, locked, and its table in the kernel.
 type Firewall struct {
 	bundle    *bundle.Bundle
-	conn      *nft.Conn
+	conn      *nft.Conn // nil in ExecuteNames
+	netns     *netns.NS // that of conn; nil in a hook
 	container string
 	audit     bool
 	warnings  []error
+	gone      error // why the process of names cannot be reached, once that is known
 }
 
 // Execute carries out one request and never fails otherwise than in its
@@ -79,15 +84,24 @@ func execute(ctx context.Context, req control.Request, resp *control.Response) (
 		return fmt.Errorf("%s: %w", req.Container, err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	f.container, f.audit = req.Container, req.Audit
+	f.netns, f.container, f.audit = ns, req.Container, req.Audit
 
-	if err := f.perform(req, resp); err != nil {
+	if err := f.perform(ctx, req, resp); err != nil {
 		return err
 	}
-	if w := errors.Join(f.warnings...); w != nil {
-		resp.Warning = w.Error()
-	}
+	resp.Warning = f.warning()
 	return nil
+}
+
+// warning is what did not stop the operation; "" if there is nothing.
+func (f *Firewall) warning() string {
+	var texts []string
+	for _, w := range f.warnings {
+		if s := w.Error(); !slices.Contains(texts, s) {
+			texts = append(texts, s)
+		}
+	}
+	return strings.Join(texts, "\n")
 }
 
 // NotHost refuses the network namespace this process lives in: rules there
@@ -124,35 +138,37 @@ func Here(b *bundle.Bundle) (*Firewall, error) {
 // Close disconnects.
 func (f *Firewall) Close() error { return f.conn.Close() }
 
-func (f *Firewall) perform(req control.Request, resp *control.Response) error {
+func (f *Firewall) perform(ctx context.Context, req control.Request, resp *control.Response) error {
 	var err error
 	switch req.Op {
 	case control.OpState, control.OpRules:
-		if err := f.settle(); err != nil { // what there is can be shown all the same
+		if err := f.settle(ctx); err != nil { // what there is can be shown all the same
 			f.warnings = append(f.warnings, err)
 		}
 		return f.describe(req.Op == control.OpRules, resp)
 	case control.OpVerify:
 		return f.Verify()
 	case control.OpUp:
-		err = f.transition(ruleset.Up, "Ruleset verification failed: ")
+		err = f.transition(ctx, ruleset.Up, "Ruleset verification failed: ")
 		f.record(err, audit.Entry{Action: "shield_up"})
 	case control.OpDown:
-		err = f.transition(ruleset.Down, "Shield-down ruleset verification failed: ")
+		err = f.transition(ctx, ruleset.Down, "Shield-down ruleset verification failed: ")
 		f.record(err, audit.Entry{Action: "shield_down"})
 	case control.OpDisengage:
-		err = f.transition(ruleset.Disengaged, "Shield-down ruleset verification failed: ")
+		err = f.transition(ctx, ruleset.Disengaged, "Shield-down ruleset verification failed: ")
 		f.record(err, audit.Entry{Action: "shield_down", Detail: "allow_all=True"})
 	case control.OpQuarantine:
-		err = f.transition(ruleset.Quarantine, "Quarantine ruleset verification failed: ")
+		err = f.transition(ctx, ruleset.Quarantine, "Quarantine ruleset verification failed: ")
 		f.record(err, audit.Entry{Action: "shield_quarantine"})
 	case control.OpAllow, control.OpDeny:
-		if err := f.settle(); err != nil {
+		if err := f.settle(ctx); err != nil {
 			return err
 		}
-		return f.change(req, resp)
+		return f.change(ctx, req, resp)
 	case control.OpSync:
-		err = f.sync()
+		if err = f.sync(ctx); err == nil {
+			resp.Applied, err = f.learned()
+		}
 	default:
 		err = fmt.Errorf("unknown operation %q", req.Op)
 	}
@@ -241,23 +257,33 @@ func known(b *bundle.Bundle) (ruleset.Known, error) {
 	dns, err1 := b.UpstreamDNS()
 	ports, err2 := b.LoopbackPorts()
 	network, err3 := b.Network()
-	k := ruleset.Known{DNS: dns, Ports: ports}
+	tier, err4 := b.Tier()
+	format, err5 := b.RulesetFormat()
+	// Our resolver asks from outside of the container; another program's may
+	// ask from inside.
+	k := ruleset.Known{DNS: dns, NoDNS: tier == bundle.Proxy && format != 0, Ports: ports}
 	if network.Mode != "" { // else prepared by another program
 		k.Hosts = append([]netip.Addr{}, network.Hosts...)
 	}
-	return k, errors.Join(err1, err2, err3)
+	return k, errors.Join(err1, err2, err3, err4, err5)
 }
 
 // Start puts the bundle's table into a namespace that has none. A table that
-// is there already must be the same one.
-func (f *Firewall) Start(want *ruleset.Table) error {
+// is there already must be the same one, or one of ours that a container left
+// behind: if the namespace is vacant, as far as is known, it is replaced, and
+// what was learned for names is forgotten.
+func (f *Firewall) Start(want *ruleset.Table, vacant bool) error {
 	have, err := f.conn.List()
 	if err != nil {
 		return err
 	}
 	if have != nil {
-		if d := ruleset.Diff(have, want); !d.Empty() {
-			return fmt.Errorf("its network namespace holds another firewall already (%s): containers that share a network are not supported", d)
+		ours := len(have.Sets) == 0 || have.Set("learned_v4") != nil
+		if d := ruleset.Diff(have, want); !d.Empty() && !(vacant && ours) {
+			return fmt.Errorf("its network namespace holds another firewall already (%s): stop the containers it shares its network with, or give it a network of its own", d)
+		}
+		if err := f.conn.ForgetAll(); err != nil && !errors.Is(err, nft.ErrNotLearning) {
+			return err
 		}
 	}
 	if err := f.conn.Apply(want); err != nil {
@@ -267,19 +293,20 @@ func (f *Firewall) Start(want *ruleset.Table) error {
 }
 
 // settle finishes what a killed command left half done.
-func (f *Firewall) settle() error {
+func (f *Firewall) settle(ctx context.Context) error {
 	half, err := f.bundle.Unsettled()
 	if err != nil || !half {
 		return err
 	}
-	if err := f.sync(); err != nil && !errors.Is(err, errNoTable) {
+	if err := f.sync(ctx); err != nil && !errors.Is(err, errNoTable) {
 		return fmt.Errorf("finish an interrupted command: %w", err)
 	}
 	return nil
 }
 
-// sync makes the kernel's sets what the files say.
-func (f *Firewall) sync() error {
+// sync makes the kernel's sets what the files say, and has the lists of names
+// read again.
+func (f *Firewall) sync(ctx context.Context) error {
 	have, err := f.conn.List()
 	if err != nil {
 		return err
@@ -294,7 +321,24 @@ func (f *Firewall) sync() error {
 	if err := f.conn.Apply(p.into(have)); err != nil {
 		return err
 	}
+	if _, settled, err := f.reloadOrForget(ctx); err != nil || !settled {
+		return err
+	}
 	return f.bundle.SetUnsettled(false)
+}
+
+// learned are the addresses that are open because of a name.
+func (f *Firewall) learned() ([]string, error) {
+	all, err := f.conn.Learned()
+	if errors.Is(err, nft.ErrNotLearning) {
+		return nil, nil
+	}
+	out := make([]string, len(all))
+	for i, l := range all {
+		out[i] = l.Addr.String()
+	}
+	slices.Sort(out)
+	return out, err
 }
 
 var errNoTable = errors.New("it has no firewall: it was not started under terok-shield; stop it, or put one there with: terok-shield up")
@@ -349,8 +393,8 @@ func (f *Firewall) Verify() error {
 
 // transition moves the container to another state; its sets become what the
 // files say, so there is nothing to settle before. Quarantine, the way out of
-// any trouble, reads nothing of the bundle.
-func (f *Firewall) transition(to ruleset.State, prefix string) error {
+// any trouble, reads nothing of the bundle before it is in force.
+func (f *Firewall) transition(ctx context.Context, to ruleset.State, prefix string) error {
 	var want *ruleset.Table
 	var k ruleset.Known
 	var err error
@@ -361,6 +405,10 @@ func (f *Firewall) transition(to ruleset.State, prefix string) error {
 	}
 	if err != nil {
 		return err
+	}
+	// Names on no list resolve only while their addresses can be reached.
+	if open, err := f.bundle.Open(); to == ruleset.Up && (open || err != nil) {
+		f.unlisted(ctx, false)
 	}
 	if err := f.conn.Apply(want); err != nil {
 		return err
@@ -376,8 +424,12 @@ func (f *Firewall) transition(to ruleset.State, prefix string) error {
 		return fmt.Errorf("%sstate is %s", prefix, state)
 	}
 	if to == ruleset.Quarantine { // which has no sets
+		ctx, cancel := context.WithTimeout(ctx, emergencyTimeout)
+		defer cancel()
+		f.unlisted(ctx, false)
 		return nil
 	}
+	f.unlisted(ctx, to != ruleset.Up)
 	return f.bundle.SetUnsettled(false)
 }
 
@@ -428,78 +480,176 @@ var errForeign = errors.New("it was prepared by a later version of the other ter
 // sets. A quarantined one keeps nothing.
 func foreign(t *ruleset.Table) bool { return len(t.Sets) > 0 && t.Set("allow_v4") == nil }
 
-// change allows or denies addresses: kernel and files together.
-func (f *Firewall) change(req control.Request, resp *control.Response) error {
-	targets := make([]netip.Prefix, 0, len(req.Targets))
-	for _, s := range req.Targets {
-		p, err := bundle.ParsePrefix(s)
-		if err != nil {
-			return err
-		}
-		targets = append(targets, p)
-	}
-	state, have, why := f.State()
-	switch {
-	case state == ruleset.Offline:
-		return errNoTable
-	case state == ruleset.Error:
-		return fmt.Errorf("its firewall is in no known state (%w); mend it with: terok-shield up %s", why, f.container)
-	case foreign(have):
-		return errForeign
-	case state == ruleset.Quarantine && req.Op == control.OpAllow:
-		return fmt.Errorf("it is in quarantine, where nothing is allowed; lift it with: terok-shield up %s", f.container)
-	}
-	old, err := f.policy()
+// change allows or denies addresses and names: kernel, files and the process
+// that answers the container together.
+func (f *Firewall) change(ctx context.Context, req control.Request, resp *control.Response) error {
+	c, err := f.plan(ctx, req)
 	if err != nil {
 		return err
 	}
-	next := old.with(req.Op == control.OpAllow, targets)
-	if req.Op == control.OpAllow {
-		for _, t := range targets {
-			if i := slices.IndexFunc(next.deny, func(d netip.Prefix) bool { return d.Bits() < t.Bits() && d.Contains(t.Addr()) }); i >= 0 {
-				f.warnings = append(f.warnings, fmt.Errorf("%s stays blocked: it lies in %s, which is denied",
-					bundle.FormatPrefix(t), bundle.FormatPrefix(next.deny[i])))
-			}
-		}
-	}
-
+	f.warnings = append(f.warnings, c.caveats...)
 	// The mark stays behind if we are killed from here on. An allow changes
 	// the kernel first and a deny the files first: whichever half survives a
-	// kill, the next command settles on the closed side.
+	// kill, the next command settles on the closed side. The lists of names
+	// are what the process reads, so they always come before it.
 	if err := f.bundle.SetUnsettled(true); err != nil {
 		return err
 	}
-	write := func() error { return f.write(old, next) }
-	apply := func() error { return f.conn.Apply(next.into(have)) }
-	if req.Op == control.OpAllow {
-		if err = apply(); err == nil {
-			if err = write(); err != nil {
-				err = errors.Join(err, f.write(next, old), f.conn.Apply(old.into(have)))
+	for i, s := range c.steps {
+		if err := s.do(); err != nil {
+			if errors.Is(err, errKernel) {
+				return err
 			}
+			for _, done := range slices.Backward(c.steps[:i]) {
+				err = errors.Join(err, done.undo())
+			}
+			if len(c.names) > 0 && f.gone == nil { // it may have read the lists
+				_, _, _ = f.reload(ctx, nil)
+			}
+			return err // unsettled: the next command looks at both sides again
 		}
-	} else if err = write(); err == nil {
-		if err = apply(); err != nil {
-			err = errors.Join(err, f.write(next, old))
+	}
+	if !c.unsettled {
+		if err := f.bundle.SetUnsettled(false); err != nil {
+			return err
 		}
-	} else {
-		err = errors.Join(err, f.write(next, old))
 	}
-	if err != nil {
-		return err // unsettled: the next command looks at both sides again
-	}
-	if err := f.bundle.SetUnsettled(false); err != nil {
-		return err
-	}
-	action := "allowed"
+	action := audit.Allowed
 	if req.Op == control.OpDeny {
-		action = "denied"
+		action = audit.Denied
 	}
-	for _, t := range targets {
+	if !c.told.Enforced && len(c.names) > 0 {
+		f.warnings = append(f.warnings, fmt.Errorf("its firewall takes no addresses of names now, as in quarantine; what was decided holds from: terok-shield up %s", f.container))
+	}
+	if len(c.targets) == 0 {
+		resp.Applied = c.applied
+		f.recordNames(action, req, c.names, c.applied)
+		return nil
+	}
+	for _, t := range c.targets {
 		s := bundle.FormatPrefix(t)
 		resp.Applied = append(resp.Applied, s)
 		f.record(nil, audit.Entry{Action: action, Dest: s, Detail: "target=" + req.Target})
 	}
 	return nil
+}
+
+// decision is an allow or deny on its way.
+type decision struct {
+	targets []netip.Prefix
+	names   []policy.Target
+	caveats []error // warnings if it succeeds
+	steps   []step
+
+	told      names.Change // what the process said
+	unsettled bool         // the process may go by older lists
+	applied   []string     // addresses of the names
+}
+
+// step is a part of a change. After a failed do everything is as before.
+type step struct{ do, undo func() error }
+
+// plan says what a request comes to, without doing anything.
+func (f *Firewall) plan(ctx context.Context, req control.Request) (*decision, error) {
+	allow := req.Op == control.OpAllow
+	c := &decision{told: names.Change{Enforced: true}}
+	for _, s := range req.Targets {
+		p, err := bundle.ParsePrefix(s)
+		if err != nil {
+			return nil, err
+		}
+		c.targets = append(c.targets, p)
+	}
+	for _, s := range req.Names {
+		t, err := policy.ParseTarget(s)
+		if err == nil && !t.IsName() {
+			err = fmt.Errorf("%s is not a name", t)
+		}
+		if err != nil {
+			return nil, err
+		}
+		c.names = append(c.names, t)
+	}
+	var kernel, addresses, lists, process step
+	if len(c.targets) > 0 {
+		var err error
+		if kernel, addresses, err = f.planAddresses(c, allow); err != nil {
+			return nil, err
+		}
+	}
+	if len(c.names) > 0 {
+		old, err := f.lists()
+		if err != nil {
+			return nil, err
+		}
+		next := old.with(allow, c.names)
+		c.caveats = append(c.caveats, old.exceptions(allow, c.names)...)
+		lists.do = func() error { return f.writeNames(old, next, allow) }
+		lists.undo = func() error { return f.writeNames(next, old, !allow) }
+		process.do = func() (err error) {
+			if allow {
+				var addrs []netip.Addr
+				c.told, addrs, err = f.reload(ctx, c.names)
+				for _, a := range addrs {
+					c.applied = append(c.applied, a.String())
+				}
+				return err
+			}
+			settled := false
+			c.told, settled, err = f.reloadOrForget(ctx)
+			c.applied, c.unsettled = c.told.Removed, !settled
+			return err
+		}
+	}
+	order := []step{kernel, addresses, lists, process}
+	if !allow {
+		order = []step{lists, addresses, kernel, process}
+	}
+	for _, s := range order {
+		if s.do != nil {
+			c.steps = append(c.steps, s)
+		}
+	}
+	return c, nil
+}
+
+// planAddresses is the part of a decision that is about addresses.
+func (f *Firewall) planAddresses(c *decision, allow bool) (kernel, addresses step, err error) {
+	state, have, why := f.State()
+	switch {
+	case state == ruleset.Offline:
+		return kernel, addresses, errNoTable
+	case state == ruleset.Error:
+		return kernel, addresses, fmt.Errorf("its firewall is in no known state (%w); mend it with: terok-shield up %s", why, f.container)
+	case foreign(have):
+		return kernel, addresses, errForeign
+	case state == ruleset.Quarantine && allow:
+		return kernel, addresses, fmt.Errorf("it is in quarantine, where nothing is allowed; lift it with: terok-shield up %s", f.container)
+	}
+	old, err := f.policy()
+	if err != nil {
+		return kernel, addresses, err
+	}
+	next := old.with(allow, c.targets)
+	if allow {
+		for _, t := range c.targets {
+			if i := slices.IndexFunc(next.deny, func(d netip.Prefix) bool { return d.Bits() < t.Bits() && d.Contains(t.Addr()) }); i >= 0 {
+				c.caveats = append(c.caveats, fmt.Errorf("%s stays blocked: it lies in %s, which is denied",
+					bundle.FormatPrefix(t), bundle.FormatPrefix(next.deny[i])))
+			}
+		}
+	}
+	kernel.do = func() error { return f.conn.Apply(next.into(have)) }
+	kernel.undo = func() error { return f.conn.Apply(old.into(have)) }
+	addresses.do = func() error {
+		err := f.write(old, next)
+		if err != nil {
+			err = errors.Join(err, f.write(next, old))
+		}
+		return err
+	}
+	addresses.undo = func() error { return f.write(next, old) }
+	return kernel, addresses, nil
 }
 
 // with is the lists after an allow or deny of the targets.

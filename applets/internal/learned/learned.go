@@ -31,7 +31,7 @@ const (
 
 	defaultMaxAddrs = 16384
 	defaultMaxPairs = 65536
-	maxOwners       = 64  // names that are remembered as owners of one address
+	maxOwners       = 16  // names that are remembered as owners of one address
 	maxBatch        = 256 // addresses of one transaction
 	maxQueue        = 4096
 	// checkEvery is how often it is looked whether somebody else has changed
@@ -87,17 +87,19 @@ type Set struct {
 	allowed    func(string) bool // nil: everything that is learned
 	entries    map[netip.Addr]*entry
 	pairs      pairs
+	epoch      uint32 // what was learned in another one may not be there any more
 	generation uint32 // that own commits explain
 	known      bool   // whether it is known
 	checked    time.Time
 }
 
-// entry is an address that is, or may be, in the firewall.
+// entry is an address that is, or may be, in the firewall. One without owners
+// was found there, or could not be closed.
 type entry struct {
-	until   time.Time // it is there at least until then; zero: perhaps
+	until   time.Time // it is there until then if nobody else has changed that; zero: perhaps
 	timeout time.Duration
-	owners  map[string]struct{}
-	unknown bool // it has owners that are not remembered
+	epoch   uint32   // in which it was learned
+	owners  []string // of more than maxOwners, the first ones
 }
 
 // op is something for the committer to do; Learn, or Retain if it has no
@@ -120,14 +122,14 @@ func New(o Options) (*Set, error) {
 	}
 	s := &Set{
 		o: o, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		entries: map[netip.Addr]*entry{}, pairs: newPairs(o.MaxPairs),
+		entries: map[netip.Addr]*entry{}, pairs: newPairs(o.MaxPairs), epoch: 1,
 	}
 	there, err := o.Kernel.Learned()
 	if err != nil && !errors.Is(err, nft.ErrNotLearning) {
 		return nil, fmt.Errorf("find what names have opened: %w", err)
 	}
 	for _, l := range there {
-		s.entries[l.Addr] = &entry{until: time.Now().Add(l.Timeout), timeout: l.Timeout, unknown: true}
+		s.entries[l.Addr] = &entry{until: time.Now().Add(l.Timeout), timeout: l.Timeout}
 	}
 	go s.commit()
 	return s, nil
@@ -185,7 +187,7 @@ func (s *Set) Learn(ctx context.Context, name string, answers []Answer) error {
 		s.mu.Unlock()
 		return nil
 	}
-	o := &op{name: name, answers: answers, done: make(chan struct{})}
+	o := &op{name: name, answers: slices.Clone(answers), done: make(chan struct{})}
 	if err := s.submit(o); err != nil { // unlocks
 		return err
 	}
@@ -211,7 +213,7 @@ func (s *Set) submit(o *op) error {
 // fresh reports whether an answer needs no renewal.
 func (s *Set) fresh(a Answer, now time.Time) bool {
 	e := s.entries[a.Addr]
-	if e == nil {
+	if e == nil || e.epoch != s.epoch {
 		return false
 	}
 	left := e.until.Sub(now)
@@ -221,30 +223,22 @@ func (s *Set) fresh(a Answer, now time.Time) bool {
 // own records that a name leads to an address that is in the firewall.
 func (s *Set) own(addr netip.Addr, name string, now time.Time) {
 	e := s.entries[addr]
-	if _, ok := e.owners[name]; !ok {
-		if len(e.owners) < maxOwners {
-			if e.owners == nil {
-				e.owners = map[string]struct{}{}
-			}
-			e.owners[name] = struct{}{}
-		} else {
-			e.unknown = true
-		}
+	if len(e.owners) < maxOwners && !slices.Contains(e.owners, name) {
+		e.owners = append(e.owners, name)
 	}
 	s.pairs.add(addr, name, true, now)
 }
 
 // check finds out whether somebody else has changed the firewall: it may have
-// lost what was learned.
+// lost what was learned. If it has not, the time that was promised still
+// counts: the next answer must not shorten it.
 func (s *Set) check(now time.Time) {
 	if s.committing || s.known && now.Sub(s.checked) < checkEvery {
 		return
 	}
 	g, err := s.o.Kernel.Generation()
 	if err != nil || !s.known || g != s.generation {
-		for _, e := range s.entries {
-			e.until = time.Time{}
-		}
+		s.epoch++
 	}
 	s.generation, s.known, s.checked = g, err == nil, now
 }
@@ -260,9 +254,9 @@ func (s *Set) See(name string, addrs []netip.Addr) {
 }
 
 // Retain closes every address that no allowed name owns, ends the connections
-// to it, and returns those addresses, sorted. Addresses with owners that are
-// not known, as after a restart, are among them: whose name is asked for again
-// is learned again. From now on nothing else can be learned than what is
+// to it, and returns those addresses, sorted. Addresses whose owners are not
+// known, as after a restart, are among them, unless they were learned again
+// since: whose name is asked for is learned again. From now on nothing else can be learned than what is
 // allowed.
 func (s *Set) Retain(ctx context.Context, allowed func(name string) bool) ([]netip.Addr, error) {
 	s.mu.Lock()
@@ -292,18 +286,15 @@ func (s *Set) Names(addr netip.Addr) []names.Name {
 }
 
 // Addresses are those that can be reached because of a name, sorted.
-func (s *Set) Addresses(name string) []netip.Addr {
+func (s *Set) Addresses(name string) (addrs []netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	addrs := slices.DeleteFunc(s.pairs.addresses(name), func(a netip.Addr) bool {
-		e := s.entries[a]
-		if e == nil || !e.until.After(now) {
-			return true
+	for a, e := range s.entries {
+		if e.until.After(now) && slices.Contains(e.owners, name) {
+			addrs = append(addrs, a)
 		}
-		_, ok := e.owners[name]
-		return !ok
-	})
+	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	return addrs
 }
@@ -385,16 +376,19 @@ func (s *Set) changed(err error) {
 // without.
 func (s *Set) learn(batch []*op) {
 	now := time.Now()
-	add := make(map[netip.Addr]nft.Learned)
+	add := make(map[netip.Addr]nft.Learned) // without a timeout: is there for long enough
 	for _, o := range batch {
 		if s.allowed != nil && !s.allowed(o.name) {
 			o.err = fmt.Errorf("learn %s: %w", o.name, ErrNotAllowed)
 			continue
 		}
 		for _, a := range o.answers {
-			t := max(lifetime(a.TTL), add[a.Addr].Timeout)
-			if e := s.entries[a.Addr]; e != nil { // never shorten
-				t = max(t, e.until.Sub(now).Truncate(time.Millisecond))
+			t := add[a.Addr].Timeout
+			if !s.fresh(a, now) { // else in the transaction before, mostly
+				t = max(t, lifetime(a.TTL))
+				if e := s.entries[a.Addr]; e != nil { // never shorten
+					t = max(t, e.until.Sub(now).Truncate(time.Millisecond))
+				}
 			}
 			add[a.Addr] = nft.Learned{Addr: a.Addr, Timeout: t}
 		}
@@ -411,28 +405,36 @@ func (s *Set) learn(batch []*op) {
 	}, len(evicted))
 	all := make([]nft.Learned, 0, len(add))
 	for _, l := range add {
-		all = append(all, l)
+		if l.Timeout != 0 {
+			all = append(all, l)
+		}
 	}
-	err := s.o.Kernel.Learn(all)
-	if len(add) == 0 {
-		s.mu.Lock()
-		s.committing = false
-		s.mu.Unlock()
-		return
+	var err error
+	if len(all) > 0 {
+		err = s.o.Kernel.Learn(all)
 	}
 	s.mu.Lock()
-	s.changed(err)
+	if len(all) > 0 {
+		s.changed(err)
+	}
+	s.committing = false
+	off := errors.Is(err, nft.ErrNotLearning)
+	if off {
+		for _, e := range s.entries { // the sets are gone, with all of them
+			e.until = now
+		}
+	}
 	for _, o := range batch {
 		switch {
 		case o.err != nil:
 		case err == nil:
 			s.record(o, add, now)
-		case len(batch) == 1:
+		case off || len(batch) == 1:
 			o.err = err
 		}
 	}
 	s.mu.Unlock()
-	if err == nil || len(batch) == 1 {
+	if err == nil || off || len(batch) == 1 {
 		return
 	}
 	for _, o := range batch { // so that one does not fail the others
@@ -452,8 +454,9 @@ func (s *Set) record(o *op, add map[netip.Addr]nft.Learned, now time.Time) {
 			e = &entry{}
 			s.entries[a.Addr] = e
 		}
-		e.timeout = add[a.Addr].Timeout
-		e.until = now.Add(e.timeout)
+		if t := add[a.Addr].Timeout; t != 0 {
+			e.timeout, e.until, e.epoch = t, now.Add(t), s.epoch
+		}
 		s.own(a.Addr, o.name, now)
 	}
 }
@@ -519,13 +522,10 @@ func (s *Set) forget(addrs []netip.Addr) error {
 // retain carries out a Retain op. It is called with the lock held and returns
 // without.
 func (s *Set) retain(o *op) {
+	s.known = false // an operator is at it: what is in the firewall is looked at anew
 	for a, e := range s.entries {
-		for name := range e.owners {
-			if s.allowed != nil && !s.allowed(name) {
-				delete(e.owners, name)
-			}
-		}
-		if e.unknown || len(e.owners) == 0 {
+		e.owners = slices.DeleteFunc(e.owners, func(name string) bool { return s.allowed != nil && !s.allowed(name) })
+		if len(e.owners) == 0 {
 			o.removed = append(o.removed, a)
 			delete(s.entries, a)
 		}
@@ -564,7 +564,7 @@ func (s *Set) suspect(addrs []netip.Addr) {
 	defer s.mu.Unlock()
 	for _, a := range addrs {
 		if s.entries[a] == nil {
-			s.entries[a] = &entry{unknown: true}
+			s.entries[a] = &entry{}
 		}
 	}
 }

@@ -20,7 +20,6 @@ type pairs struct {
 	most   int
 	lru    *list.List // of *pair, the latest first
 	byAddr map[netip.Addr][]*pair
-	byName map[string]map[*pair]struct{}
 }
 
 type pair struct {
@@ -32,7 +31,7 @@ type pair struct {
 }
 
 func newPairs(most int) pairs {
-	return pairs{most: most, lru: list.New(), byAddr: map[netip.Addr][]*pair{}, byName: map[string]map[*pair]struct{}{}}
+	return pairs{most: most, lru: list.New(), byAddr: map[netip.Addr][]*pair{}}
 }
 
 func (p *pairs) add(addr netip.Addr, name string, learned bool, now time.Time) {
@@ -58,10 +57,6 @@ func (p *pairs) add(addr netip.Addr, name string, learned bool, now time.Time) {
 	x := &pair{addr: addr, name: name, at: now, learned: learned}
 	x.place = p.lru.PushFront(x)
 	p.byAddr[addr] = append(p.byAddr[addr], x)
-	if p.byName[name] == nil {
-		p.byName[name] = map[*pair]struct{}{}
-	}
-	p.byName[name][x] = struct{}{}
 }
 
 func (p *pairs) remove(x *pair) {
@@ -71,10 +66,6 @@ func (p *pairs) remove(x *pair) {
 		p.byAddr[x.addr] = rest
 	} else {
 		delete(p.byAddr, x.addr)
-	}
-	delete(p.byName[x.name], x)
-	if len(p.byName[x.name]) == 0 {
-		delete(p.byName, x.name)
 	}
 }
 
@@ -90,11 +81,4 @@ func (p *pairs) names(addr netip.Addr, now time.Time, allowed func(string) bool)
 		})
 	}
 	return out
-}
-
-func (p *pairs) addresses(name string) (addrs []netip.Addr) {
-	for x := range p.byName[name] {
-		addrs = append(addrs, x.addr)
-	}
-	return addrs
 }

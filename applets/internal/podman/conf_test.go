@@ -151,8 +151,8 @@ func FuzzReadConf(f *testing.F) {
 			}
 			return
 		}
-		if n, err := (Info{Rootless: true, NetworkMode: Slirp}).Network(c); err != nil || !n.DNS.Is4() || n.DNS.As4()[3]&3 != 3 {
-			t.Fatalf("%+v %v", n, err)
+		if n := (Info{Rootless: true, NetworkMode: Slirp}).Network(c); !n.DNS.Is4() || n.DNS.As4()[3]&3 != 3 {
+			t.Fatalf("%+v", n)
 		}
 		// Our own file, laid over any configuration, keeps what was in force.
 		before := slices.Clone(c.HooksDirs)

@@ -2,7 +2,6 @@ package podman
 
 import (
 	"bytes"
-	"errors"
 	"net/netip"
 	"strings"
 )
@@ -11,7 +10,7 @@ import (
 // firewall must know it.
 type Network struct {
 	Mode  string       // pasta, slirp4netns; bridge for a rootful container
-	DNS   netip.Addr   // name server the container is told to ask
+	DNS   netip.Addr   // name server it can ask; invalid if there is none
 	Hosts []netip.Addr // addresses under which it reaches the host's loopback
 	Flags []string     // for podman create, to get exactly this
 }
@@ -29,13 +28,15 @@ var (
 // it. Under slirp4netns both the gateway (base+2) and the name server
 // (base+3) follow a CIDR set in containers.conf, and nothing of pasta's
 // 169.254.1.2 is listed. A rootful container stays on Podman's default
-// bridge, which has no name server of its own: it is told the host's.
-func (i Info) Network(conf Conf) (Network, error) {
+// bridge, which has no name server of its own: it is told the host's, if one
+// of these can be reached from there.
+func (i Info) Network(conf Conf) Network {
 	if !i.Rootless {
-		if len(conf.Nameservers) == 0 {
-			return Network{}, errors.New("the host's resolv.conf has no name server that a rootful container could reach: add one that is not a loopback address")
+		n := Network{Mode: Bridge}
+		if len(conf.Nameservers) > 0 {
+			n.DNS = conf.Nameservers[0]
 		}
-		return Network{Mode: Bridge, DNS: conf.Nameservers[0]}, nil
+		return n
 	}
 	mode := i.NetworkMode
 	// Podman before 5 does not report its choice; what the administrator
@@ -49,12 +50,12 @@ func (i Info) Network(conf Conf) (Network, error) {
 		return Network{
 			Mode: Slirp, DNS: addrAt(cidr, 3), Hosts: []netip.Addr{gateway, slirpHost},
 			Flags: []string{"--network", "slirp4netns:allow_host_loopback=true", "--add-host", "host.containers.internal:" + gateway.String()},
-		}, nil
+		}
 	}
 	return Network{
 		Mode: Pasta, DNS: pastaDNS, Hosts: []netip.Addr{pastaHost},
 		Flags: []string{"--network", "pasta:--map-host-loopback," + pastaHost.String(), "--add-host", "host.containers.internal:" + pastaHost.String()},
-	}, nil
+	}
 }
 
 // slirpCIDR is the network that the first cidr option sets; the default if

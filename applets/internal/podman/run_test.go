@@ -41,6 +41,8 @@ func TestParseRun(t *testing.T) {
 		{"nothing to attach when detached", []string{"-d", "-i", "--detach-keys=ctrl-x", "--sig-proxy", "img"},
 			Run{Create: []string{"--interactive=true"}, Image: "img", Command: []string{}, Detach: true, Interactive: true}},
 		{"replace is the caller's", []string{"--replace", "--passwd", "--rmi=false", "img"}, Run{Image: "img", Command: []string{}, Replace: true}},
+		{"a runtime that makes a virtual machine", []string{"--runtime", "/usr/bin/krun", "img"},
+			Run{Create: []string{"--runtime=/usr/bin/krun"}, Image: "img", Command: []string{}, Runtime: "/usr/bin/krun"}},
 		{"older names", []string{"--override-arch=arm64", "--purge", "--healthcheck-command", "true", "--healthcheck-retries=3", "img"},
 			Run{Create: []string{"--arch=arm64", "--rm=true", "--health-cmd=true", "--health-retries=3"}, Image: "img", Command: []string{}, Rm: true}},
 		{"harmless neighbours of refused ones", []string{
@@ -106,6 +108,7 @@ func TestParseRunRefuses(t *testing.T) {
 		{"--security-opt=no-new-privileges:x", "no-new-privileges"},
 		{"--seccomp-policy=image", "--seccomp-policy"},
 		{"--runtime=/tmp/x", "--runtime would run"},
+		{"--runtime=/tmp/krun/x", "--runtime would run"},
 		{"--userns=keep-id", "--userns would put"},
 		{"--uidmap=0:1:1", "--uidmap would put"},
 		{"--gidmap=0:1:1", "--gidmap would put"},

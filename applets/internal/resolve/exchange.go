@@ -24,30 +24,28 @@ const (
 // the other, and to the first ones again, evenly over the time that is left,
 // or at once if a server says that it cannot answer. Whichever answers first
 // is right: a late answer to an earlier question counts, too.
-func (l *lookup) ask(ctx context.Context, name string, qtype uint16) ([]netip.Addr, error) {
+func (l *lookup) ask(ctx context.Context, name string, qtype uint16) answer {
 	if len(l.servers) == 0 {
-		return nil, errors.New("no name server to ask")
+		return answer{err: errors.New("no name server to ask")}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the questions still open
 
 	type reply struct {
 		server int
-		addrs  []netip.Addr
-		err    error
+		answer
 	}
 	n := len(l.servers)
 	rounds := max(n, minRounds)
 	pause := max(l.perName/time.Duration(rounds), time.Millisecond)
 	replies := make(chan reply, rounds)
-	first := int(l.best.Load())
+	first := int(l.best.Load()) % n
 	sent, open := 0, 0
 	send := func() {
 		i := (first + sent) % n
 		sent, open = sent+1, open+1
 		go func() {
-			addrs, err := exchange(ctx, l.servers[i], name, qtype)
-			replies <- reply{i, addrs, err}
+			replies <- reply{i, exchange(ctx, l.servers[i], name, qtype)}
 		}()
 	}
 	send()
@@ -65,7 +63,7 @@ func (l *lookup) ask(ctx context.Context, name string, qtype uint16) ([]netip.Ad
 			open--
 			if definite(r.err) {
 				l.best.Store(int32(r.server))
-				return r.addrs, r.err
+				return r.answer
 			}
 			if ctx.Err() != nil {
 				continue // r.err only says that we gave up
@@ -79,7 +77,7 @@ func (l *lookup) ask(ctx context.Context, name string, qtype uint16) ([]netip.Ad
 			}
 		}
 	}
-	return nil, also(failure, context.Cause(ctx))
+	return answer{err: also(failure, context.Cause(ctx))}
 }
 
 // definite says whether no other server needs to be asked.
@@ -89,7 +87,7 @@ func definite(err error) bool {
 
 // exchange asks one server, over TCP if the answer does not fit, without
 // EDNS if the server does not understand it.
-func exchange(ctx context.Context, server netip.AddrPort, name string, qtype uint16) ([]netip.Addr, error) {
+func exchange(ctx context.Context, server netip.AddrPort, name string, qtype uint16) answer {
 	q := new(dns.Msg)
 	q.SetQuestion(dns.Fqdn(name), qtype)
 	q.SetEdns0(udpSize, false)
@@ -107,13 +105,13 @@ func exchange(ctx context.Context, server netip.AddrPort, name string, qtype uin
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("name server %v: %w", server, err)
+		return answer{err: fmt.Errorf("name server %v: %w", server, err)}
 	}
-	addrs, err := addresses(m, q.Question[0])
-	if errors.Is(err, ErrServer) {
-		return nil, fmt.Errorf("name server %v: %w", server, err)
+	a := addresses(m, q.Question[0])
+	if errors.Is(a.err, ErrServer) {
+		a.err = fmt.Errorf("name server %v: %w", server, a.err)
 	}
-	return addrs, err
+	return a
 }
 
 // over sends one question over a new socket, whose port the kernel chooses
@@ -193,20 +191,24 @@ func parse(b []byte, q *dns.Msg) (*dns.Msg, error) {
 
 // addresses follows an answer from its question, through CNAMEs that it
 // contains itself, to addresses. Records of other owners are passed over.
-func addresses(m *dns.Msg, q dns.Question) ([]netip.Addr, error) {
+func addresses(m *dns.Msg, q dns.Question) answer {
 	switch m.Rcode {
 	case dns.RcodeSuccess:
 	case dns.RcodeNameError:
-		return nil, ErrNoSuchName
+		return answer{err: ErrNoSuchName}
 	default:
 		word, ok := dns.RcodeToString[m.Rcode]
 		if !ok {
 			word = fmt.Sprintf("code %d", m.Rcode)
 		}
-		return nil, fmt.Errorf("%w: %s", ErrServer, word)
+		return answer{err: fmt.Errorf("%w: %s", ErrServer, word)}
 	}
-	alias := make(map[string]string)
-	found := make(map[string][]netip.Addr)
+	type target struct {
+		name string
+		ttl  uint32
+	}
+	alias := make(map[string]target)
+	found := make(map[string]answer)
 	for _, rr := range m.Answer {
 		h := rr.Header()
 		if h.Class != dns.ClassINET {
@@ -217,7 +219,7 @@ func addresses(m *dns.Msg, q dns.Question) ([]netip.Addr, error) {
 		switch rr := rr.(type) {
 		case *dns.CNAME:
 			if _, ok := alias[owner]; !ok {
-				alias[owner] = dns.CanonicalName(rr.Target)
+				alias[owner] = target{dns.CanonicalName(rr.Target), h.Ttl}
 			}
 			continue
 		case *dns.A:
@@ -230,19 +232,37 @@ func addresses(m *dns.Msg, q dns.Question) ([]netip.Addr, error) {
 			}
 		}
 		if addr.IsValid() {
-			found[owner] = append(found[owner], addr)
+			a, known := found[owner]
+			if ttl := seconds(h.Ttl); !known || ttl < a.ttl {
+				a.ttl = ttl
+			}
+			a.addrs = append(a.addrs, addr)
+			found[owner] = a
 		}
 	}
 	name := dns.CanonicalName(q.Name)
+	ttl := seconds(maxTTL)
 	for range maxChain + 1 {
-		if addrs := found[name]; len(addrs) > 0 {
-			return addrs, nil
+		if a, ok := found[name]; ok {
+			a.ttl = min(a.ttl, ttl)
+			return a
 		}
-		target, ok := alias[name]
+		next, ok := alias[name]
 		if !ok {
-			return nil, ErrNoAddresses
+			return answer{err: ErrNoAddresses}
 		}
-		name = target
+		name, ttl = next.name, min(ttl, seconds(next.ttl))
 	}
-	return nil, fmt.Errorf("%w: more than %d CNAMEs, or a loop of them", ErrNoAddresses, maxChain)
+	return answer{err: fmt.Errorf("%w: more than %d CNAMEs, or a loop of them", ErrNoAddresses, maxChain)}
+}
+
+// maxTTL is the greatest time to live of a record, in seconds; what is more
+// means none at all (RFC 2181 §8).
+const maxTTL = 1<<31 - 1
+
+func seconds(ttl uint32) time.Duration {
+	if ttl > maxTTL {
+		ttl = 0
+	}
+	return time.Duration(ttl) * time.Second
 }

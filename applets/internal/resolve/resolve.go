@@ -49,6 +49,8 @@ type Resolver struct {
 	PerName  time.Duration    // how long one name may take; 0: 2 s
 	Total    time.Duration    // how long all of them may take; 0: 10 s
 	Parallel int              // names at a time, up to 256; 0: 32
+
+	best atomic.Int32 // index of the server that answered last
 }
 
 // Result is what Lookup found.
@@ -56,6 +58,11 @@ type Result struct {
 	Addrs  []netip.Addr            // in the order of the names, each once
 	ByName map[string][]netip.Addr // by the name as given; only names that have addresses
 	Failed []Failure               // in the order of the names
+
+	// TTL is how long the addresses of ByName stay what they are, according
+	// to the name server: the least of their records and of the aliases that
+	// lead to them.
+	TTL map[string]time.Duration
 }
 
 // Failure is what went wrong with a name. The name may have addresses
@@ -73,7 +80,7 @@ type Failure struct {
 // progress, which may be nil, is called after each name, by one goroutine at
 // a time.
 func (r *Resolver) Lookup(ctx context.Context, names []string, progress func(done, total int)) Result {
-	l := lookup{servers: r.Servers, perName: positive(r.PerName, defaultPerName)}
+	l := lookup{servers: r.Servers, perName: positive(r.PerName, defaultPerName), best: &r.best}
 	total := positive(r.Total, defaultTotal)
 	ctx, cancel := context.WithTimeoutCause(ctx, total,
 		fmt.Errorf("%w: %v for all names have passed", ErrTimeout, total))
@@ -106,14 +113,14 @@ func (r *Resolver) Lookup(ctx context.Context, names []string, progress func(don
 	}
 	wg.Wait()
 
-	res := Result{ByName: make(map[string][]netip.Addr)}
+	res := Result{ByName: make(map[string][]netip.Addr), TTL: make(map[string]time.Duration)}
 	seen := make(map[netip.Addr]bool)
 	for i, a := range answers {
 		if a.err != nil {
 			res.Failed = append(res.Failed, Failure{Name: names[i], Err: a.err})
 		}
 		if len(a.addrs) > 0 {
-			res.ByName[names[i]] = a.addrs
+			res.ByName[names[i]], res.TTL[names[i]] = a.addrs, a.ttl
 		}
 		for _, addr := range a.addrs {
 			if !seen[addr] {
@@ -144,9 +151,10 @@ func distinct(names []string) []string {
 	return out
 }
 
-// answer is what is known of a name; both may be set.
+// answer is what is known of a name; addresses and an error may both be set.
 type answer struct {
 	addrs []netip.Addr
+	ttl   time.Duration // of the addresses
 	err   error
 }
 
@@ -154,7 +162,7 @@ type answer struct {
 type lookup struct {
 	servers []netip.AddrPort
 	perName time.Duration
-	best    atomic.Int32 // index of the server that answered last
+	best    *atomic.Int32
 }
 
 // name finds the addresses of one name, IPv4 before IPv6.
@@ -175,8 +183,8 @@ func (l *lookup) name(ctx context.Context, name string) answer {
 
 	var v4, v6 answer
 	var wg sync.WaitGroup
-	wg.Go(func() { v4.addrs, v4.err = l.ask(ctx, t.Name, dns.TypeA) })
-	wg.Go(func() { v6.addrs, v6.err = l.ask(ctx, t.Name, dns.TypeAAAA) })
+	wg.Go(func() { v4 = l.ask(ctx, t.Name, dns.TypeA) })
+	wg.Go(func() { v6 = l.ask(ctx, t.Name, dns.TypeAAAA) })
 	wg.Wait()
 	return public(join(v4, v6))
 }
@@ -184,7 +192,10 @@ func (l *lookup) name(ctx context.Context, name string) answer {
 // join is the answer of both families. That one has no addresses is no
 // failure if the other has.
 func join(v4, v6 answer) answer {
-	a := answer{addrs: slices.Concat(v4.addrs, v6.addrs)}
+	a := answer{addrs: slices.Concat(v4.addrs, v6.addrs), ttl: v4.ttl}
+	if len(v4.addrs) == 0 || len(v6.addrs) > 0 && v6.ttl < v4.ttl {
+		a.ttl = v6.ttl
+	}
 	absent := func(err error) bool {
 		return errors.Is(err, ErrNoAddresses) || errors.Is(err, ErrNoSuchName)
 	}
@@ -210,7 +221,7 @@ func join(v4, v6 answer) answer {
 
 // public drops what must not be opened, doubles, and what is too much.
 func public(a answer) answer {
-	out := answer{err: a.err}
+	out := answer{ttl: a.ttl, err: a.err}
 	var dropped []string
 	tooMany := false
 	for _, addr := range a.addrs {

@@ -218,6 +218,34 @@ func TestChain(t *testing.T) {
 		"chaos.example", ErrNoAddresses, "")
 }
 
+// An answer is good as long as the records that it needs are.
+func TestTTL(t *testing.T) {
+	server := serve(t, zone(t, map[string][]string{
+		"one.example.":   {"one.example. 300 A 192.0.2.1"},
+		"two.example.":   {"two.example. 300 A 192.0.2.1", "two.example. 20 A 192.0.2.2", "two.example. 0 TXT x"},
+		"six.example.":   {"six.example. 300 A 192.0.2.1", "six.example. 200 AAAA 2001:db8::1"},
+		"four.example.":  {"four.example. 100 A 192.0.2.1", "four.example. 200 AAAA 2001:db8::1"},
+		"alias.example.": {"alias.example. 50 CNAME a.example.", "a.example. 300 A 192.0.2.1", "b.example. 1 A 192.0.2.2"},
+		"last.example.":  {"last.example. 300 CNAME a.example.", "a.example. 50 A 192.0.2.1"},
+		"zero.example.":  {"zero.example. 0 A 192.0.2.1"},
+		"much.example.":  {"much.example. 2147483647 A 192.0.2.1"},
+		"none.example.":  {"none.example. 2147483648 A 192.0.2.1"},
+	}))
+	var list []string
+	want := map[string]time.Duration{
+		"one.example": 300, "two.example": 20, "six.example": 200, "four.example": 100, "alias.example": 50,
+		"last.example": 50, "zero.example": 0, "much.example": 1<<31 - 1, "none.example": 0,
+	}
+	for name := range want {
+		want[name] *= time.Second
+		list = append(list, name)
+	}
+	got := resolver(server).Lookup(t.Context(), append(list, "gone.example"), nil)
+	if diff := cmp.Diff(want, got.TTL); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // forge sends a raw answer and says nothing else.
 func forge(w dns.ResponseWriter, m *dns.Msg) {
 	b, err := m.Pack()
@@ -772,7 +800,11 @@ func FuzzAnswer(f *testing.F) {
 		if m.Truncated {
 			return // asked again over TCP
 		}
-		got, err := addresses(m, q.Question[0])
+		a := addresses(m, q.Question[0])
+		got, err := a.addrs, a.err
+		if a.ttl < 0 || a.ttl > maxTTL*time.Second {
+			t.Errorf("time to live %v", a.ttl)
+		}
 		if (err == nil) != (len(got) > 0) {
 			t.Fatalf("%v, %v", got, err)
 		}

@@ -1,0 +1,114 @@
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/terok-ai/terok-box/applets/internal/child"
+	"github.com/terok-ai/terok-box/applets/internal/roster"
+	"github.com/terok-ai/terok-box/wire/bundle"
+	"github.com/terok-ai/terok-box/wire/names"
+)
+
+// living are the containers in the namespace that still live: those on the
+// roster, the one that the process was started for, and others known before,
+// should the roster have been lost.
+func living(spec names.Spec, known []roster.Member) []roster.Member {
+	all := append([]roster.Member{{StateDir: spec.StateDir, PID: spec.PID, Start: spec.Start}}, known...)
+	if spec.Roster != "" {
+		if r, err := roster.Read(spec.Roster); err == nil {
+			all = append(all, r.Members...)
+		}
+	}
+	var alive []roster.Member
+	for _, m := range all {
+		same := func(o roster.Member) bool { return o.PID == m.PID && o.Start == m.Start }
+		if !slices.ContainsFunc(alive, same) && (bundle.Process{PID: m.PID, Start: m.Start}).Alive() {
+			alive = append(alive, m)
+		}
+	}
+	return alive
+}
+
+// outlive returns when no container is left in the namespace, or ctx ends. It
+// waits for one after the other: which of them ends last does not matter.
+func outlive(ctx context.Context, spec names.Spec, log *slog.Logger) error {
+	const again = time.Second // after something that should not happen
+	var known []roster.Member
+	for {
+		known = living(spec, known)
+		if len(known) == 0 && vacant(ctx, spec, log) {
+			return ctx.Err()
+		}
+		for _, m := range known {
+			p, err := child.Open(m.PID, m.Start)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				err = p.Wait(ctx)
+				p.Close()
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				log.Error("cannot watch a container", "err", err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(again):
+				}
+			}
+			break
+		}
+	}
+}
+
+// vacant reports whether nobody is left in a namespace that was found empty.
+// Whoever was about to join it has done so then, or cannot any more: who comes
+// next comes first, and ends this process if it is still there.
+func vacant(ctx context.Context, spec names.Spec, log *slog.Logger) bool {
+	if spec.Roster == "" {
+		return true
+	}
+	f, err := lockRoster(ctx, spec)
+	if err != nil {
+		// The directory is gone, or somebody is about to come first.
+		log.Warn("cannot look at the roster", "err", err)
+		return true
+	}
+	defer f.Unlock()
+	if len(living(spec, nil)) == 0 {
+		return true
+	}
+	r, err := f.Read()
+	return err == nil && r.Owner != spec.StateDir // it has another process
+}
+
+// vacate removes the roster of a namespace in which nobody is left.
+func vacate(ctx context.Context, spec names.Spec) error {
+	if spec.Roster == "" {
+		return nil
+	}
+	f, err := lockRoster(ctx, spec)
+	if err != nil {
+		return err
+	}
+	defer f.Unlock()
+	r, err := f.Read()
+	if err != nil || r.Owner != spec.StateDir && r.Owner != "" || len(living(spec, nil)) > 0 {
+		return err
+	}
+	return f.Remove()
+}
+
+func lockRoster(ctx context.Context, spec names.Spec) (*roster.File, error) {
+	const patience = time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return roster.Lock(ctx, spec.Roster)
+}

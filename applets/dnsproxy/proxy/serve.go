@@ -1,0 +1,213 @@
+package proxy
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	udpReaders = 2
+	maxWaiting = 512 // questions that wait for upstream or the firewall
+	maxConns   = 64  // TCP connections
+	// answerTime bounds one question, from its arrival.
+	answerTime = 10 * time.Second
+	idleTime   = 10 * time.Second // between questions on one connection, RFC 7766 §6.2.3
+	// readTime is for the rest of a question that has begun, writeTime for an
+	// answer.
+	readTime  = 3 * time.Second
+	writeTime = 3 * time.Second
+	// pause after an error that may pass, such as no memory.
+	pause = 10 * time.Millisecond
+)
+
+// serveUDP reads questions until ctx ends. What needs no one else is answered
+// here, in order: it costs so little that a flood of it leaves room for the
+// others.
+func (e *Engine) serveUDP(ctx context.Context) error {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := e.r.UDP.ReadFromUDPAddrPort(buf)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("the UDP socket: %w", err)
+		case err != nil: // of an answer sent before, perhaps
+			time.Sleep(pause)
+			continue
+		}
+		q, m, ok := read(buf[:n], false)
+		if ok {
+			var v verdict
+			if m, v = e.decide(q); m == nil {
+				e.later(ctx, q, v, from)
+				continue
+			}
+		}
+		if m != nil {
+			e.sendUDP(q.pack(m), from)
+		}
+	}
+}
+
+// later answers a question that has to wait, if not too many wait already.
+func (e *Engine) later(ctx context.Context, q question, v verdict, from netip.AddrPort) {
+	select {
+	case e.slots <- struct{}{}:
+	default:
+		return // as if it had been lost: it will be asked again
+	}
+	go func() {
+		defer func() { <-e.slots }()
+		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		if m := e.resolve(ctx, q, v); m != nil {
+			e.sendUDP(q.pack(m), from)
+		}
+	}()
+}
+
+func (e *Engine) sendUDP(b []byte, to netip.AddrPort) {
+	if b == nil {
+		return
+	}
+	// It blocks for no time worth mentioning: loopback has no queue. An asker
+	// who has gone is no error of ours.
+	if _, err := e.r.UDP.WriteToUDPAddrPort(b, to); err != nil && !errors.Is(err, net.ErrClosed) {
+		e.r.Log.Debug("send an answer", "err", err)
+	}
+}
+
+// conns are the connections that are served, the one that was idle longest
+// first to go.
+type conns struct {
+	mu  sync.Mutex
+	all map[net.Conn]time.Time
+}
+
+func (c *conns) add(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.all) >= maxConns {
+		var oldest net.Conn
+		for x, at := range c.all {
+			if oldest == nil || at.Before(c.all[oldest]) {
+				oldest = x
+			}
+		}
+		oldest.Close()
+		delete(c.all, oldest)
+	}
+	c.all[conn] = time.Now()
+}
+
+func (c *conns) used(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.all[conn]; ok {
+		c.all[conn] = time.Now()
+	}
+}
+
+func (c *conns) remove(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.all, conn)
+}
+
+// serveTCP accepts connections until ctx ends, and returns when the last one
+// is closed.
+func (e *Engine) serveTCP(ctx context.Context) error {
+	all := conns{all: map[net.Conn]time.Time{}}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := e.r.TCP.AcceptTCP()
+		switch {
+		case ctx.Err() != nil:
+			if conn != nil {
+				conn.Close()
+			}
+			return ctx.Err()
+		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("the TCP socket: %w", err)
+		case err != nil: // too many files, or one that was closed already
+			time.Sleep(pause)
+			continue
+		}
+		all.add(conn)
+		wg.Go(func() {
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			defer all.remove(conn)
+			defer conn.Close()
+			e.converse(ctx, conn, func() { all.used(conn) })
+		})
+	}
+}
+
+// converse answers the questions of one connection in their order.
+func (e *Engine) converse(ctx context.Context, conn net.Conn, used func()) {
+	buf := make([]byte, maxQuery+1)
+	for {
+		conn.SetDeadline(time.Now().Add(idleTime))
+		var size [2]byte
+		if _, err := io.ReadFull(conn, size[:1]); err != nil {
+			return
+		}
+		conn.SetDeadline(time.Now().Add(readTime))
+		if _, err := io.ReadFull(conn, size[1:]); err != nil {
+			return
+		}
+		n := int(binary.BigEndian.Uint16(size[:]))
+		if n < headerSize || n > maxQuery {
+			return
+		}
+		if _, err := io.ReadFull(conn, buf[:n]); err != nil {
+			return
+		}
+		used()
+		q, m, ok := read(buf[:n], true)
+		if ok {
+			m = e.wait(ctx, q)
+		}
+		if m == nil {
+			return
+		}
+		b := q.pack(m)
+		if b == nil {
+			return
+		}
+		conn.SetDeadline(time.Now().Add(writeTime))
+		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)); err != nil {
+			return
+		}
+	}
+}
+
+// wait answers a question however long it takes, up to answerTime.
+func (e *Engine) wait(ctx context.Context, q question) *dns.Msg {
+	m, v := e.decide(q)
+	if m != nil {
+		return m
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	select {
+	case e.slots <- struct{}{}:
+		defer func() { <-e.slots }()
+	case <-ctx.Done():
+		return nil
+	}
+	return e.resolve(ctx, q, v)
+}

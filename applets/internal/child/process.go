@@ -1,0 +1,256 @@
+package child
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/terok-ai/terok-box/wire/bundle"
+)
+
+// maxCmdline is more than any command line of ours has, in bytes: a few words
+// and three paths (PATH_MAX 4096 each).
+const maxCmdline = 4 * 4096
+
+// Process is a running process that stays itself: it can be waited for and
+// signalled whoever has its number by then.
+type Process struct {
+	PID  int
+	Args []string // of those that Find finds: after the name
+	f    *os.File // pidfd
+}
+
+// Open is the process with that number and start time (field 22 of
+// /proc/PID/stat). The error is fs.ErrNotExist if it has ended.
+func Open(pid int, start uint64) (*Process, error) {
+	p, err := open(pid)
+	if err != nil {
+		return nil, err
+	}
+	if !(bundle.Process{PID: pid, Start: start}).Alive() {
+		p.Close()
+		return nil, fmt.Errorf("process %d: %w", pid, fs.ErrNotExist)
+	}
+	return p, nil
+}
+
+func open(pid int) (*Process, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		err = fs.ErrNotExist
+	}
+	if err == nil {
+		if err = unix.SetNonblock(fd, true); err != nil { // so that it is waited for without a thread
+			unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return &Process{PID: pid, f: os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
+// Close forgets the process, which goes on.
+func (p *Process) Close() error { return p.f.Close() }
+
+// Signal sends a signal. The error is os.ErrProcessDone if there is nobody to
+// receive it.
+func (p *Process) Signal(sig syscall.Signal) error {
+	conn, err := p.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	if err := conn.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
+		return err
+	}
+	if errors.Is(sent, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	if sent != nil {
+		return fmt.Errorf("signal process %d: %w", p.PID, sent)
+	}
+	return nil
+}
+
+// Wait waits until the process has ended, whoever's child it is, or until ctx
+// does.
+func (p *Process) Wait(ctx context.Context) error {
+	conn, err := p.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { p.f.SetReadDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if !stop() {
+			p.f.SetReadDeadline(time.Time{})
+		}
+	}()
+	var polled error
+	err = conn.Read(func(fd uintptr) bool {
+		// A pidfd becomes readable when its process ends.
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		var n int
+		for {
+			if n, polled = unix.Poll(fds, 0); !errors.Is(polled, unix.EINTR) {
+				break
+			}
+		}
+		return n > 0 || polled != nil
+	})
+	if ctx.Err() != nil && polled == nil && err != nil {
+		return context.Cause(ctx)
+	}
+	if err := errors.Join(err, polled); err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.PID, err)
+	}
+	return nil
+}
+
+// Find finds the processes that Start started and whose arguments match. A
+// process of a container can call itself anything, but not be in the pid
+// namespace of the caller.
+func Find(match func(args []string) bool) (found []*Process, err error) {
+	defer func() {
+		if err != nil {
+			Release(found)
+			found = nil
+		}
+	}()
+	fail := func(err error) ([]*Process, error) { return found, fmt.Errorf("look for processes: %w", err) }
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return fail(err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return fail(err)
+	}
+	pidNS, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return fail(err)
+	}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		args, ok := arguments(pid)
+		if !ok || !match(args) {
+			continue
+		}
+		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || ns != pidNS {
+			continue // somebody else's, or ended
+		}
+		p, err := open(pid)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fail(err)
+		}
+		// Now that the number cannot be another's: is it still the same?
+		if again, ok := arguments(pid); !ok || !slices.Equal(again, args) {
+			p.Close()
+			continue
+		}
+		p.Args = args
+		found = append(found, p)
+	}
+	return found, nil
+}
+
+// arguments are those of a process that Start started. One that has ended and
+// was not waited for has none.
+func arguments(pid int) ([]string, bool) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return nil, false
+	}
+	defer f.Close()
+	var name [len(Name) + 1]byte
+	if _, err := io.ReadFull(f, name[:]); err != nil || string(name[:]) != Name+"\x00" {
+		return nil, false
+	}
+	rest, err := io.ReadAll(io.LimitReader(f, maxCmdline))
+	if err != nil || len(rest) == 0 {
+		return nil, false
+	}
+	return strings.Split(strings.TrimSuffix(string(rest), "\x00"), "\x00"), true
+}
+
+// Release closes all of them.
+func Release(all []*Process) {
+	for _, p := range all {
+		p.Close()
+	}
+}
+
+const (
+	// grace is what processes get to end by themselves.
+	grace = 2 * time.Second
+	// killTimeout is how long the kernel may take to end one, which may be in
+	// the middle of writing to a slow disk.
+	killTimeout = 5 * time.Second
+	round       = 100 * time.Millisecond
+)
+
+// End ends all processes that Start started and whose arguments match, also
+// those that they start meanwhile in each other's place: by SignalEnd, and
+// after two seconds by SIGKILL. It returns when they have ended, and how many
+// they were.
+func End(ctx context.Context, match func(args []string) bool) (n int, err error) {
+	for started := time.Now(); ; {
+		found, err := Find(match)
+		if err != nil || len(found) == 0 {
+			return n, err
+		}
+		waited := time.Since(started)
+		if n == 0 {
+			n = len(found)
+		}
+		sig := SignalEnd
+		if waited > grace {
+			sig = syscall.SIGKILL
+		}
+		err = signalAll(ctx, found, sig)
+		if err == nil && waited > grace+killTimeout {
+			err = fmt.Errorf("process %d does not end, though killed", found[0].PID)
+		}
+		Release(found)
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// signalAll sends the signal and waits for a round, or less if they end.
+func signalAll(ctx context.Context, all []*Process, sig syscall.Signal) error {
+	for _, p := range all {
+		if err := p.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return err
+		}
+	}
+	short, cancel := context.WithTimeout(ctx, round)
+	defer cancel()
+	for _, p := range all {
+		if err := p.Wait(short); err != nil && short.Err() == nil {
+			return err
+		}
+	}
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("wait for process %d to end: %w", all[0].PID, err)
+	}
+	return nil
+}

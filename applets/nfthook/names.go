@@ -1,0 +1,225 @@
+package nfthook
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/terok-ai/terok-box/applets/internal/child"
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
+	"github.com/terok-ai/terok-box/nl/netns"
+	"github.com/terok-ai/terok-box/wire/bundle"
+	"github.com/terok-ai/terok-box/wire/names"
+	"github.com/terok-ai/terok-box/wire/oci"
+)
+
+const (
+	// readyTimeout is how long the process that finds the addresses of names
+	// gets to be ready.
+	readyTimeout = 10 * time.Second
+	maxReport    = 16 << 10 // bytes of why it is not
+)
+
+// tierOf is the tier of the process that a container needs; "" if none.
+func tierOf(b *bundle.Bundle) (bundle.Tier, error) {
+	t, err := b.Tier()
+	if err != nil || t == bundle.Proxy {
+		return t, err
+	}
+	if conf, err := b.DnsmasqConf(); err != nil || conf != nil {
+		return bundle.Dnsmasq, err
+	}
+	// Names of other programs' static bundles were looked up by these.
+	if format, err := b.RulesetFormat(); err != nil || format == 0 {
+		return "", err
+	}
+	profile, err1 := b.ProfileDomains()
+	live, err2 := b.LiveDomains()
+	if err := errors.Join(err1, err2); err != nil || len(profile)+len(live) == 0 {
+		return "", err
+	}
+	return bundle.Static, nil
+}
+
+// runtimeDir is the directory of the user's sockets: XDG_RUNTIME_DIR, or what
+// it is by custom, since a runtime calls hooks with the environment of whoever
+// called it or with none. An error says why there is none to be used.
+func runtimeDir(env *cmdenv.Env) (string, error) {
+	dir := env.Get("XDG_RUNTIME_DIR")
+	if !filepath.IsAbs(dir) {
+		const maxMap = 1 << 20 // bytes
+		f, err := os.Open("/proc/self/uid_map")
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		uidMap, err := io.ReadAll(io.LimitReader(f, maxMap))
+		if err != nil {
+			return "", err
+		}
+		dir = fmt.Sprintf("/run/user/%d", oci.HostUID(string(uidMap), env.EUID))
+	}
+	dir = filepath.Clean(dir)
+	var st unix.Stat_t
+	switch err := unix.Lstat(dir, &st); {
+	case err != nil:
+		return "", &fs.PathError{Op: "stat", Path: dir, Err: err}
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != env.EUID || st.Mode&0o022 != 0:
+		return "", fmt.Errorf("%s is not a directory that only uid %d can write", dir, env.EUID)
+	}
+	return dir, nil
+}
+
+// socketPath is where the process serves org.terok.ShieldDns1.
+func socketPath(runtimeDir, short string, b *bundle.Bundle) string {
+	if runtimeDir == "" {
+		return filepath.Join(b.Path(), "run", "dns.sock")
+	}
+	return names.SocketPath(runtimeDir, short)
+}
+
+// starting is a process on its way.
+type starting struct {
+	spec   names.Spec
+	proc   *os.Process
+	tell   *os.File // the pipe of its spec
+	report *os.File
+}
+
+// start starts the process, which does what it can before the firewall is
+// there. The caller is in the host's network namespace.
+func start(spec names.Spec, ns *netns.NS) (*starting, error) {
+	specR, specW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	reportR, reportW, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, specR.Close(), specW.Close())
+	}
+	s := &starting{spec: spec, tell: specW, report: reportR}
+	files := [names.NumFiles]int{}
+	for i := range files {
+		files[i] = child.None
+	}
+	for n, f := range map[int]*os.File{names.FileSpec: specR, names.FileReport: reportW, names.FileNetNS: ns.File()} {
+		fd, dupErr := child.Duplicate(f)
+		if dupErr != nil {
+			err = errors.Join(err, dupErr)
+			continue
+		}
+		defer unix.Close(fd)
+		files[n-names.FileSpec] = fd
+	}
+	if err == nil {
+		s.proc, err = child.Start(child.Command{Args: spec.Args(names.Server), Files: files[:], Session: true})
+	}
+	specR.Close()
+	reportW.Close()
+	if err == nil {
+		err = names.WriteSpec(specW, spec)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.kill())
+	}
+	return s, nil
+}
+
+// ready tells the process that the firewall is there and waits until names
+// are found.
+func (s *starting) ready(ctx context.Context) error {
+	defer s.close()
+	fail := func(err error) error {
+		return fmt.Errorf("start the process that finds the addresses of names: %w", err)
+	}
+	// If it has ended, its report says why.
+	proceedErr := names.Proceed(s.tell)
+	deadline := time.Now().Add(readyTimeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := s.report.SetReadDeadline(deadline); err != nil {
+		return fail(err)
+	}
+	line, err := bufio.NewReader(io.LimitReader(s.report, maxReport)).ReadString('\n')
+	line = strings.TrimSpace(line)
+	switch {
+	case line == names.Ready && err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fail(fmt.Errorf("it is not ready after %v; see dns.log in the state directory", readyTimeout))
+	case line == "":
+		return fail(errors.Join(errors.New("it ended without a word; see dns.log in the state directory"), proceedErr))
+	}
+	return fail(errors.New(line))
+}
+
+func (s *starting) close() {
+	s.tell.Close()
+	s.report.Close()
+}
+
+// kill leaves nothing of a process whose container will not start.
+func (s *starting) kill() error {
+	s.close()
+	if s.proc == nil {
+		return nil
+	}
+	s.proc.Kill()
+	_, err := s.proc.Wait()
+	return err
+}
+
+// endProcesses ends the processes that match, removes what they leave behind
+// and what is left of the bundle's own.
+func endProcesses(ctx context.Context, b *bundle.Bundle, match func(names.Identity) bool) error {
+	dirs := map[string]bool{}
+	_, err := child.End(ctx, func(args []string) bool {
+		id, ok := names.ParseArgs(args)
+		if !ok || !match(id) {
+			return false
+		}
+		dirs[id.StateDir] = true
+		return true
+	})
+	errs := []error{err, forget(b)}
+	delete(dirs, b.Path())
+	for dir := range dirs {
+		other, err := bundle.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = errors.Join(dnsmasq.Stop(ctx, other), forget(other), other.Close())
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// forget removes the record and the socket of a process that has ended.
+func forget(b *bundle.Bundle) error {
+	n, err := b.Namer()
+	if err != nil { // who can tell what it was
+		return b.RemoveNamer()
+	}
+	if n.PID == 0 || n.Alive() {
+		return nil
+	}
+	if fi, err := os.Lstat(n.Socket); err == nil && fi.Mode().Type() == fs.ModeSocket {
+		if err := os.Remove(n.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return b.RemoveNamer()
+}
