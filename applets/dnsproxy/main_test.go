@@ -475,6 +475,19 @@ func (c *container) tryStatus() (st names.Status, err error) {
 
 func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
 
+// freeze stops a process and returns when none of its threads runs any more.
+func (h *host) freeze(pid int) {
+	h.Helper()
+	syscall.Kill(pid, syscall.SIGSTOP)
+	h.within(5*time.Second, "the process stands still", func() bool {
+		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		return err == nil && !slices.ContainsFunc(tasks, func(e os.DirEntry) bool {
+			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/stat", pid, e.Name()))
+			return !bytes.Contains(stat, []byte(") T "))
+		})
+	})
+}
+
 // left are files that must not outlive the last container.
 func (c *container) clean() {
 	c.Helper()

@@ -212,7 +212,7 @@ func TestServerKilled(t *testing.T) {
 	for i := range times {
 		server, _ := c.pair()
 		queued := make(chan error, 1)
-		syscall.Kill(server, syscall.SIGSTOP)
+		h.freeze(server)
 		var conn net.Conn
 		if err := c.ns.Do(func() (err error) {
 			conn, err = net.Dial("udp", "127.0.0.1:53")
@@ -305,7 +305,7 @@ func TestBothKilled(t *testing.T) {
 	c.start()
 	server, keeper := c.pair()
 	// Neither may see the other's end first.
-	syscall.Kill(server, syscall.SIGSTOP)
+	h.freeze(server)
 	kill(keeper)
 	kill(server)
 	h.none("after both were killed", all)
@@ -448,9 +448,9 @@ func TestPoststop(t *testing.T) {
 			server, keeper := c.pair()
 			switch stopped {
 			case names.Server:
-				syscall.Kill(server, syscall.SIGSTOP)
+				h.freeze(server)
 			case names.Keeper:
-				syscall.Kill(keeper, syscall.SIGSTOP)
+				h.freeze(keeper)
 			}
 			c.stop()
 			if got := h.pids(all); len(got) > 0 {
@@ -604,8 +604,8 @@ func TestVacantNetwork(t *testing.T) {
 	one.start()
 	server, keeper := one.pair()
 	// Its end is seen by nobody.
-	syscall.Kill(server, syscall.SIGSTOP)
-	syscall.Kill(keeper, syscall.SIGSTOP)
+	h.freeze(server)
+	h.freeze(keeper)
 	one.end()
 	two := h.container("two", bundle.Proxy, pod)
 	if err := two.bundle().SetLiveAllowed(prefixes("203.0.113.9/32")); err != nil {
@@ -662,7 +662,7 @@ func TestJoinWithoutProcess(t *testing.T) {
 	joined := h.container("joined", bundle.Proxy, owner)
 	owner.start()
 	server, keeper := owner.pair()
-	syscall.Kill(server, syscall.SIGSTOP)
+	h.freeze(server)
 	kill(keeper)
 	kill(server)
 	joined.refused("has ended; restart that container")

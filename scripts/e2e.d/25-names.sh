@@ -18,7 +18,7 @@ learned() { # CONTAINER: what names have opened
 }
 # How often a container gets a page of a name whose address changes with every answer, at the first attempt.
 first_attempts() { # CONTAINER TIMES
-  podman exec "$1" sh -c "ok=0 n=0; while [ \$n -lt $2 ]; do n=\$((n+1)); timeout 5 wget -qO /dev/null http://rotate.test/ 2>/dev/null && ok=\$((ok+1)); done; echo \$ok"
+  timeout 120 "$E2E_LABCMD" "$E2E_MACHINE" podman exec "$1" sh -c "ok=0 n=0; while [ \$n -lt $2 ]; do n=\$((n+1)); wget -qO /dev/null http://rotate.test/ 2>/dev/null && ok=\$((ok+1)); done; echo \$ok"
 }
 
 # ---- what every tier with a name server does
@@ -43,7 +43,9 @@ suite() { # TIER
   done
   expect_blocked c tcp 10.99.0.10
   if learned c | grep -E '(^|[^0-9.])(10\.99|169\.254)'; then die "a private address was opened"; fi
-  equal "page of a name with a public and a private address" "$(page c http://mixed.test/)" yes
+  if [[ $1 == proxy ]]; then # dnsmasq drops an answer that has a private address as a whole
+    equal "page of a name with a public and a private address" "$(page c http://mixed.test/)" yes
+  fi
 
   shield allow c other.test
   equal "page of other.test when allowed" "$(page c http://other.test/)" yes
@@ -132,6 +134,7 @@ test_first_attempt_with_network_none() {
   cabled c
   equal "pages at the first attempt" "$(first_attempts c 1000)" 1000
   equal "page of other.test" "$(page c http://other.test/)" no
+  equal "page of allowed.test" "$(page c http://allowed.test/)" yes
   # Nothing of DNS itself leaves the container.
   expect_blocked c udp 203.0.113.53
   expect_passes c tcp 203.0.113.10

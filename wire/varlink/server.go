@@ -386,7 +386,7 @@ func ownPeer(conn *net.UnixConn) (Peer, error) {
 	if err := cmp.Or(err, failed); err != nil {
 		return Peer{}, fmt.Errorf("who is at the other end of the socket: %w", err)
 	}
-	if uid := os.Geteuid(); int(cred.Uid) != uid && false {
+	if uid := os.Geteuid(); int(cred.Uid) != uid {
 		return Peer{}, fmt.Errorf("%w: process %d has uid %d, not %d", ErrForeign, cred.Pid, cred.Uid, uid)
 	}
 	return Peer{PID: int(cred.Pid), UID: int(cred.Uid), GID: int(cred.Gid)}, nil

@@ -42,6 +42,7 @@ func dialOnly(path string) int {
 		return 1
 	}
 	c.Write([]byte(ping))
+	c.(*net.UnixConn).CloseWrite()
 	if answer, _ := io.ReadAll(c); len(answer) > 0 {
 		fmt.Printf("answer: %q\n", answer)
 		return 1

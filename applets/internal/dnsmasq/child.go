@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +36,9 @@ func spawn(ctx context.Context, b *bundle.Bundle, ns *netns.NS, program string, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("start dnsmasq: %w", context.Cause(ctx))
+	}
 	c := &child{done: make(chan struct{}), log: filepath.Join(b.Path(), fileLog)}
 	c.cmd = exec.Command(program, append([]string{confArg(b), "--keep-in-foreground"}, args...)...)
 	c.cmd.Env = []string{"PATH=" + path}
@@ -59,10 +64,14 @@ func spawn(ctx context.Context, b *bundle.Bundle, ns *netns.NS, program string, 
 		c.err = c.cmd.Wait()
 	}()
 	for pause := time.Millisecond; ; pause = min(2*pause, poll) {
-		pid, err := b.DnsmasqPID() // written when its sockets are open
+		// The file is written when its sockets are open, but before it becomes
+		// another user, which may fail.
+		pid, err := b.DnsmasqPID()
 		ok := false
 		if err == nil && pid == c.cmd.Process.Pid {
-			ok, err = answers(b, ns)
+			if ok, err = answers(b, ns); ok {
+				ok = replies(ctx, ns, listen)
+			}
 		}
 		switch {
 		case ok:
@@ -80,6 +89,36 @@ func spawn(ctx context.Context, b *bundle.Bundle, ns *netns.NS, program string, 
 		case <-time.After(pause):
 		}
 	}
+}
+
+// probeName is a name that dnsmasq knows by itself (class CHAOS, type TXT).
+const probeName = "version.bind"
+
+// replies reports whether somebody answers at listen.
+func replies(ctx context.Context, ns *netns.NS, listen netip.Addr) bool {
+	c, err := dial(ctx, ns, netip.AddrPortFrom(listen, dnsPort))
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	// RFC 1035 §4.1: an id, no flags, one question.
+	q := []byte("\x74\x6b\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07version\x04bind\x00\x00\x10\x00\x03")
+	answer := make([]byte, len(q))
+	c.SetDeadline(time.Now().Add(probeTimeout))
+	if _, err := c.Write(q); err != nil {
+		return false
+	}
+	n, err := c.Read(answer)
+	return err == nil && n >= 12 && answer[0] == q[0] && answer[1] == q[1] && answer[2]&0x80 != 0
+}
+
+// dial connects to a UDP port in a namespace.
+func dial(ctx context.Context, ns *netns.NS, to netip.AddrPort) (c net.Conn, err error) {
+	err = ns.Do(func() (err error) {
+		c, err = new(net.Dialer).DialContext(ctx, "udp", to.String())
+		return err
+	})
+	return c, err
 }
 
 // failure is how it ended, what it said and what an operator can do about it.

@@ -39,6 +39,12 @@ func TestListenAddress(t *testing.T) {
 		"port elsewhere":  {base + "port=0\n", "is nothing that"},
 		"another set":     {base + "nftset=/a.test/4#inet#terok_shield#deny_v4,6#inet#terok_shield#allow_v6\n", "is nothing that"},
 		"another table":   {base + "nftset=/a.test/4#ip#nat#allow_v4,6#inet#terok_shield#allow_v6\n", "is nothing that"},
+		"wild address":    {base + "address=/*.a.test/\n", "is nothing that"},
+		"every address":   {base + "address=/#/192.0.2.1\n", "is nothing that"},
+		"two stars":       {base + "local=/*.*.test/\n", "is nothing that"},
+		"half a star":     {base + "local=/*a.test/\n", "is nothing that"},
+		"host bits":       {base + "bogus-nxdomain=10.0.0.1/8\n", "is nothing that"},
+		"mixed sets":      {base + "nftset=/a.test/4#inet#terok_shield#learned_v4,6#inet#terok_shield#allow_v6\n", "is nothing that"},
 		"every name":      {base + "nftset=/#/4#inet#terok_shield#allow_v4,6#inet#terok_shield#allow_v6\n", "is nothing that"},
 		"empty name":      {base + "nftset=//4#inet#terok_shield#allow_v4,6#inet#terok_shield#allow_v6\n", "is nothing that"},
 		"long name":       {base + "local=/" + strings.Repeat("x", 254) + "/\n", "is nothing that"},
@@ -100,6 +106,12 @@ address=/e.test/#
 address=/f.test/192.0.2.1
 address=/_g.test/::1
 local=/h.test/
+local=/*.h.test/
+local=/#/
+server=/*.h.test/192.0.2.1
+bogus-nxdomain=10.0.0.0/8
+bogus-nxdomain=4000::/2
+nftset=/a.test/4#inet#terok_shield#learned_v4,6#inet#terok_shield#learned_v6
 nftset=/a.test/4#inet#terok_shield#t40_project_allow_v4,6#inet#terok_shield#t40_project_allow_v6
 `
 
@@ -146,7 +158,7 @@ func FuzzListenAddress(f *testing.F) {
 	f.Add(conf("/sd", "169.254.1.3") + everything)
 	f.Add(conf("/sd", "::1") + "conf-file=x\n")
 	known := regexp.MustCompile(`^(|#[^\x00-\x1f]*|listen-address=[0-9a-f:.]+|port=53|bind-interfaces|no-[a-z]+|log-queries|stop-dns-rebind|filter-AAAA` +
-		`|(server|address|local)=(/[\w.-]+/)?[0-9a-fA-F:.#]*|[a-z-]+-(ttl|size|max)=\d+|pid-file=/sd/dnsmasq\.pid|log-facility=/sd/dnsmasq\.log` +
+		`|(server|address|local)=(/[\w.-]+/)?[0-9a-fA-F:.#]*|(server|local)=/\*\.[\w.-]+/[0-9a-fA-F:.#]*|local=/#/|bogus-nxdomain=[0-9a-fA-F:.]+/\d+|[a-z-]+-(ttl|size|max)=\d+|pid-file=/sd/dnsmasq\.pid|log-facility=/sd/dnsmasq\.log` +
 		`|nftset=/[\w.-]+/4#inet#terok_shield#\w+_v4,6#inet#terok_shield#\w+_v6)$`)
 	f.Fuzz(func(t *testing.T, text string) {
 		a, err := listenAddress([]byte(text), "/sd")

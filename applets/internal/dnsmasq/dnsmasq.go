@@ -35,7 +35,8 @@ const (
 	killTimeout  = 5 * time.Second  // from SIGKILL to giving up
 	pipeTimeout  = 2 * time.Second  // for output after the program's end
 	poll         = 10 * time.Millisecond
-	maxOutput    = 2048 // bytes of its output that an error shows
+	probeTimeout = 100 * time.Millisecond // for an answer that needs nobody else
+	maxOutput    = 2048                   // bytes of its output that an error shows
 	// maxCmdline is more than any command line of ours has: a path, a
 	// configuration file's path (PATH_MAX 4096 each), and a few options.
 	maxCmdline = 3 * 4096

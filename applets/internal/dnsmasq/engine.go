@@ -137,12 +137,21 @@ func (e *engine) supervise(ctx context.Context, c *child) {
 	pause := time.Duration(0)
 	retry := time.NewTimer(0)
 	retry.Stop()
+	dead := false
 	launch := func() (err error) {
 		if c, err = e.launch(ctx); err != nil {
 			pause = min(max(2*pause, minBackoff), maxBackoff)
 			retry.Reset(pause)
+			dead = true
+			return err
 		}
-		return err
+		if dead {
+			dead = false
+			e.mu.Lock()
+			e.restarts++
+			e.mu.Unlock()
+		}
+		return nil
 	}
 	for {
 		var died <-chan struct{}
@@ -162,13 +171,10 @@ func (e *engine) supervise(ctx context.Context, c *child) {
 			return
 		case <-died:
 			e.Log.Warn("dnsmasq has died; it is started again", "err", c.failure())
-			e.mu.Lock()
-			e.restarts++
-			e.mu.Unlock()
 			if time.Since(c.born) > settled {
 				pause = 0
 			}
-			c = nil
+			c, dead = nil, true
 			if pause == 0 {
 				g := e.openGap(ctx)
 				pause = minBackoff // should it die soon
@@ -197,6 +203,9 @@ func (e *engine) supervise(ctx context.Context, c *child) {
 			retry.Stop()
 			g := e.openGap(ctx)
 			if c != nil {
+				if g.conn != nil {
+					time.Sleep(lastAnswers)
+				}
 				c.stop()
 			}
 			err := launch()

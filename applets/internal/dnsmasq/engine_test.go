@@ -383,7 +383,11 @@ func TestReload(t *testing.T) {
 	go func() {
 		defer close(failures)
 		for {
-			if _, err := w.exchange("shared.test", dns.TypeA, 4*time.Second); err != nil {
+			_, err := w.exchange("shared.test", dns.TypeA, time.Second)
+			if errors.Is(err, os.ErrDeadlineExceeded) { // an answer that the old one waited for
+				_, err = w.exchange("shared.test", dns.TypeA, time.Second)
+			}
+			if err != nil {
 				failures <- err
 			}
 			select {
@@ -552,9 +556,7 @@ func TestKilled(t *testing.T) {
 		if got := w.answer(t, "other.test", dns.TypeA); got != "NXDOMAIN" || w.wasAsked("other.test") {
 			t.Errorf("other.test is %s", got)
 		}
-		if s := e.Status(); s.Restarts != i+1 {
-			t.Errorf("%d restarts", s.Restarts)
-		}
+		until(t, "it is counted", func() bool { return e.Status().Restarts == i+1 })
 	}
 	if diff := cmp.Diff([]string{"11.0.0.1"}, w.open(t)); diff != "" {
 		t.Error(diff)

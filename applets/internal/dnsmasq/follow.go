@@ -35,18 +35,16 @@ func (l *follower) poll(f func(line string)) error {
 	if err := l.open(); err != nil || l.f == nil {
 		return err
 	}
-	for {
+	for read := 0; read < 2*maxLog; { // it may grow as fast as it is read
 		n, err := l.f.ReadAt(l.buf, l.offset)
 		l.offset += int64(n)
+		read += n
 		l.take(l.buf[:n], f)
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
 			return fmt.Errorf("read dnsmasq's log: %w", err)
-		}
-		if l.offset > maxLog { // nor does it grow while it is read
-			break
 		}
 	}
 	if l.offset <= maxLog {

@@ -14,6 +14,8 @@ const (
 	maxRelayed   = 64
 	maxQuestion  = 4096            // bytes
 	relayTimeout = 5 * time.Second // as long as the usual client waits
+	// lastAnswers is for the answers that the old dnsmasq still waits for.
+	lastAnswers = 20 * time.Millisecond
 )
 
 // gap takes the questions that come while dnsmasq is started again. Without it
@@ -107,11 +109,8 @@ func (g *gap) relay(ctx context.Context) {
 
 // ask returns nil if there is no answer.
 func (g *gap) ask(ctx context.Context, question []byte) []byte {
-	var c net.Conn
-	if err := g.e.NetNS.Do(func() (err error) {
-		c, err = (&net.Dialer{}).DialContext(ctx, "udp", g.at.String())
-		return err
-	}); err != nil {
+	c, err := dial(ctx, g.e.NetNS, g.at)
+	if err != nil {
 		return nil
 	}
 	defer c.Close()

@@ -147,6 +147,9 @@ func (j *journal) note(l line, seen, found map[string][]netip.Addr) {
 	}
 	q := j.questions[l.serial]
 	if l.kind == asked {
+		if l.name == probeName { // asked by this process
+			return
+		}
 		if q != nil { // the number was used before
 			j.finish(q)
 		}
