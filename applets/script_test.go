@@ -154,10 +154,11 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("TEROK_SHIELD_STATE_DIR", filepath.Join(e.WorkDir, "state"))
+			e.Setenv("XDG_RUNTIME_DIR", filepath.Join(e.WorkDir, "run"))
 			e.Setenv("NO_COLOR", "1")
 			e.Setenv("RULESETS", rulesets)
 			e.Values[key{}] = &machine{t: e.T().(testing.TB), containers: make(map[string]*standIn)}
-			return os.Mkdir(filepath.Join(e.WorkDir, "state"), 0o700)
+			return errors.Join(os.Mkdir(filepath.Join(e.WorkDir, "state"), 0o700), os.Mkdir(filepath.Join(e.WorkDir, "run"), 0o700))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// container NAME [ALLOWED…]: a stand-in connected to an internet

@@ -36,6 +36,8 @@ func (p program) keep(spec names.Spec) error {
 		udp, tcp = names.FileUDP, names.FileTCP
 	}
 	over := false
+	debug.FreeOSMemory()
+	child.Trim()
 	for {
 		err := server.wait(ctx)
 		if errors.Is(err, errEnd) {

@@ -173,6 +173,13 @@ func newHost(t testing.TB) *host {
 		}
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			logs, _ := filepath.Glob(h.root + "/*/" + logName)
+			for _, l := range logs {
+				text, _ := os.ReadFile(l)
+				t.Logf("%s:\n%s", l, text)
+			}
+		}
 		defer h.reap()
 		defer func() {
 			for _, pid := range h.pids(all) { // of a test that failed

@@ -246,7 +246,7 @@ func TestServerKilled(t *testing.T) {
 		t.Errorf("%d restarts, want %d", st.Restarts, times)
 	}
 	h.reap()
-	if z := zombies(t); len(z) > 0 {
+	if z := h.zombies(); len(z) > 0 {
 		t.Errorf("nobody waited for %v", z)
 	}
 	c.end()
@@ -275,7 +275,7 @@ func TestKeeperKilled(t *testing.T) {
 	kill(server)
 	c.answers()
 	h.reap()
-	if z := zombies(t); len(z) > 0 {
+	if z := h.zombies(); len(z) > 0 {
 		t.Errorf("nobody waited for %v", z)
 	}
 	c.end()
@@ -411,8 +411,8 @@ func TestRestartAtOnce(t *testing.T) {
 	}
 	c.start()
 	c.pair()
-	if n := len(h.pids(all)); n != 2 {
-		t.Errorf("%d processes", n)
+	if got := h.pids(all); len(got) != 2 {
+		t.Errorf("processes %v", got)
 	}
 	c.answers()
 	// The end of the first one comes late.
@@ -430,8 +430,8 @@ func TestHookAgain(t *testing.T) {
 	c.pair()
 	c.start()
 	c.pair()
-	if n := len(h.pids(all)); n != 2 {
-		t.Errorf("%d processes", n)
+	if got := h.pids(all); len(got) != 2 {
+		t.Errorf("processes %v", got)
 	}
 	c.answers()
 	c.end()
@@ -665,6 +665,8 @@ func TestJoinWithoutProcess(t *testing.T) {
 	h.freeze(server)
 	kill(keeper)
 	kill(server)
+	h.none("after both were killed", all)
+	h.within(time.Second, "not alive", func() bool { return !owner.namer().Alive() })
 	joined.refused("has ended; restart that container")
 	owner.end()
 	owner.stop()

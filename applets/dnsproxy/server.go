@@ -103,16 +103,16 @@ func (p program) serve(spec names.Spec, pipe *os.File, wait func() error) (err e
 		fmt.Fprintln(report, cmdenv.Printable(err.Error()))
 		return err
 	}
-	entitle(Name)
-	s.log.Info("ready", "tier", spec.Tier, "restarts", spec.Restarts)
-
 	guarded := make(chan error, 1)
 	go func() { guarded <- s.guard(ctx) }()
 	outlived := make(chan error, 1)
 	go func() { outlived <- outlive(ctx, spec, s.log) }()
+	entitle(Name)
+	s.log.Info("ready", "tier", spec.Tier, "restarts", spec.Restarts)
 	if spec.Roster != "" {
 		roster.Purge(spec.Roster)
 	}
+	child.Trim()
 	select {
 	case <-ctx.Done():
 	case err := <-failed:
@@ -183,68 +183,73 @@ func (s *server) start(ctx context.Context, wait func() error, failed func(error
 	return s.engine.Start(ctx, failed)
 }
 
-// open opens what belongs to the container's namespace.
+// open opens what belongs to the container's namespace. Port 53 may still be
+// another process's that is about to end.
 func (s *server) open(ctx context.Context) error {
-	if s.spec.Tier == string(bundle.Proxy) {
-		open := s.listen
-		if s.spec.Restarts > 0 {
-			open = s.inherit
-		}
-		if err := open(ctx); err != nil {
+	var at netip.AddrPort // invalid: nothing to open
+	switch {
+	case s.spec.Tier != string(bundle.Proxy):
+	case s.spec.Restarts > 0:
+		if err := s.inherit(); err != nil {
 			return err
 		}
+	default:
+		addr, err := s.res.Bundle.Listen()
+		if err != nil {
+			return err
+		}
+		at = netip.AddrPortFrom(addr, port)
 	}
-	return s.res.NetNS.Do(func() (err error) {
-		if s.res.NFT, err = nft.Dial(); err != nil {
-			return fmt.Errorf("reach nf_tables in the container's network namespace: %w", err)
+	for started := time.Now(); ; {
+		err := s.res.NetNS.Do(func() error { return s.openHere(at) })
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Since(started) > handover {
+			return err
 		}
-		if s.res.Track, err = conntrack.Dial(); err != nil {
-			return fmt.Errorf("reach connection tracking in the container's network namespace: %w", err)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(handoverPause):
 		}
-		return nil
-	})
+	}
 }
 
-// listen opens port 53 in the container's namespace.
-func (s *server) listen(ctx context.Context) error {
-	addr, err := s.res.Bundle.Listen()
-	if err != nil {
+// openHere opens it in the namespace of the calling thread.
+func (s *server) openHere(at netip.AddrPort) (err error) {
+	if at.IsValid() {
+		if err := s.listen(at); err != nil {
+			return fmt.Errorf("listen at %s in the container's network namespace: %w", at, err)
+		}
+	}
+	if s.res.NFT, err = nft.Dial(); err != nil {
+		return fmt.Errorf("reach nf_tables in the container's network namespace: %w", err)
+	}
+	if s.res.Track, err = conntrack.Dial(); err != nil {
+		return fmt.Errorf("reach connection tracking in the container's network namespace: %w", err)
+	}
+	return nil
+}
+
+func (s *server) listen(at netip.AddrPort) (err error) {
+	// The runtime brings it up only later.
+	if err := netns.LoopbackUp(); err != nil {
 		return err
 	}
-	at := netip.AddrPortFrom(addr, port)
-	err = s.res.NetNS.Do(func() error {
-		// The runtime brings it up only later.
-		if err := netns.LoopbackUp(); err != nil {
+	if !at.Addr().IsLoopback() {
+		if err := netns.AddLoopbackAddr(at.Addr()); err != nil {
 			return err
-		}
-		if addr.IsLoopback() {
-			return nil
-		}
-		return netns.AddLoopbackAddr(addr)
-	})
-	for started := time.Now(); err == nil; {
-		err = s.res.NetNS.Do(func() (err error) {
-			if s.res.UDP, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err != nil {
-				return err
-			}
-			if s.res.TCP, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at)); err != nil {
-				s.res.UDP.Close()
-			}
-			return err
-		})
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, syscall.EADDRINUSE) && time.Since(started) < handover && ctx.Err() == nil {
-			time.Sleep(handoverPause)
-			err = nil
 		}
 	}
-	return fmt.Errorf("listen at %s in the container's network namespace: %w", at, err)
+	if s.res.UDP, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err != nil {
+		return err
+	}
+	if s.res.TCP, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at)); err != nil {
+		s.res.UDP.Close()
+	}
+	return err
 }
 
 // inherit takes the sockets over from the server before.
-func (s *server) inherit(context.Context) error {
+func (s *server) inherit() error {
 	udp, tcp := os.NewFile(names.FileUDP, "port 53, UDP"), os.NewFile(names.FileTCP, "port 53, TCP")
 	defer udp.Close()
 	defer tcp.Close()

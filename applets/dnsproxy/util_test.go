@@ -31,25 +31,18 @@ func self(arg string, more ...string) *exec.Cmd {
 	return cmd
 }
 
-// zombies are processes that ended and whose parent, not the test, did not
-// wait for them.
-func zombies(t *testing.T) (found []string) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		data, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+// zombies are processes that have ended and whose parent, a server or keeper,
+// did not wait for them.
+func (h *host) zombies() (found []string) {
+	h.Helper()
+	for _, pid := range h.pids(all) {
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 		if err != nil {
 			continue
 		}
-		_, rest, _ := strings.Cut(string(data), ") ")
-		f := strings.Fields(rest)
-		if len(f) > 1 && f[0] == "Z" && f[1] != fmt.Sprint(os.Getpid()) {
-			comm, _, _ := strings.Cut(string(data), ") ")
-			if strings.Contains(comm, "dns-") || strings.Contains(comm, "exe") {
-				found = append(found, string(data))
+		for _, c := range strings.Fields(string(children)) {
+			if stat, err := os.ReadFile("/proc/" + c + "/stat"); err == nil && strings.Contains(string(stat), ") Z ") {
+				found = append(found, string(stat))
 			}
 		}
 	}

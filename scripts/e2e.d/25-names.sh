@@ -198,6 +198,8 @@ test_killed_resolver_closes_and_comes_back() {
   done
   # Both at once: closed for good, nothing opens.
   # shellcheck disable=SC2046
+  root kill -STOP $(resolvers) # or one could replace the other before its own end
+  # shellcheck disable=SC2046
   root kill -9 $(resolvers)
   equal "page of rotate.test without a resolver" "$(page c http://rotate.test/)" no
   expect_blocked c tcp 203.0.113.11

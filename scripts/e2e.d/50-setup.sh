@@ -34,7 +34,7 @@ test_uninstall_keeps_the_operators_configuration() {
 
 foreign_hook() { # DIRECTORY NAME: a hook of somebody else's that leaves a line at every start
   user mkdir -p "$user_home/e2e"
-  printf '#!/bin/sh\necho ran >>%s/%s.ran\n' "$user_home/e2e" "$2" | root tee "$1/$2" >/dev/null
+  printf '#!/bin/sh\ncat >/dev/null\necho ran >>%s/%s.ran\n' "$user_home/e2e" "$2" | root tee "$1/$2" >/dev/null
   root chmod 755 "$1/$2"
   printf '{"version":"1.0.0","hook":{"path":"%s"},"when":{"always":true},"stages":["createRuntime"]}' "$1/$2" | root tee "$1/$2.json" >/dev/null
 }

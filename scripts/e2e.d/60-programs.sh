@@ -89,6 +89,7 @@ test_works_where_no_helper_program_is_installed() {
   sleeper c p
   expect_visible() { equal "tcp $1" "$(probe c tcp "$1")" "$2"; }
   expect_visible 203.0.113.20 yes
+  equal "page of allowed.test" "$(podman exec c timeout 5 wget -qO- http://allowed.test/)" "inet ok"
   expect_visible 203.0.113.10 yes
   expect_visible 203.0.113.21 no
   shield allow c 203.0.113.21

@@ -24,6 +24,8 @@ test_rootful_bridge() {
   sleeper c p
   state c up
   expect_passes c tcp 203.0.113.20
+  equal "page of allowed.test" "$(podman exec c timeout 5 wget -qO- http://allowed.test/)" "inet ok"
+  fails podman exec c timeout 5 wget -qO- http://other.test/
   expect_passes c tcp 203.0.113.10
   expect_blocked c tcp 203.0.113.21
   expect_blocked c udp 203.0.113.21

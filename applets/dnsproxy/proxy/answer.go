@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -32,10 +33,16 @@ type result struct {
 	soa     dns.RR   // of a negative answer, or nil
 	aliases []string // names that the aliases lead to, folded
 	addrs   []netip.Addr
-	private string // an address that was taken out, and why
-	failure string // why there is no answer, for people
+	hidden  []hidden // records with addresses that no name opens
+	failure string   // why there is no answer, for people
 	until   time.Time
 	size    int // bytes, about
+}
+
+// hidden is a record with an address that no name opens.
+type hidden struct {
+	rr   dns.RR
+	addr netip.Addr
 }
 
 // left is the TTL that can be handed out now, rounded up so that what has just
@@ -74,6 +81,7 @@ func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 	ttl := uint32(learned.MaxTTL / time.Second)
 	add := func(rr dns.RR) {
 		rr = dns.Copy(rr)
+		rr.Header().Ttl = lifetime(rr.Header().Ttl)
 		ttl = min(ttl, rr.Header().Ttl)
 		r.answer = append(r.answer, rr)
 		r.size += dns.Len(rr) * 3 // as it lies in memory
@@ -81,18 +89,15 @@ func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 	owner := k.name
 	if k.qtype != dns.TypeCNAME {
 		for {
-			i := slices.IndexFunc(m.Answer, func(rr dns.RR) bool {
-				c, ok := rr.(*dns.CNAME)
-				return ok && c.Hdr.Class == dns.ClassINET && fold(c.Hdr.Name) == owner
-			})
-			if i < 0 {
+			alias := renamed(m, owner)
+			if alias == nil {
 				break
 			}
-			target := fold(m.Answer[i].(*dns.CNAME).Target)
+			target := fold(alias.Target)
 			if len(r.aliases) == maxChain || slices.Contains(r.aliases, target) || target == k.name {
 				return nil, errors.New("its aliases do not end")
 			}
-			add(m.Answer[i])
+			add(alias)
 			r.aliases = append(r.aliases, target)
 			owner = target
 		}
@@ -100,20 +105,24 @@ func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 	found := false
 	for _, rr := range m.Answer {
 		h := rr.Header()
-		if h.Class != dns.ClassINET || fold(h.Name) != owner || len(r.answer) >= maxRecords {
+		if m.Rcode != dns.RcodeSuccess || h.Class != dns.ClassINET || fold(h.Name) != owner || len(r.answer)+len(r.hidden) >= maxRecords {
 			continue
 		}
 		sig, isSig := rr.(*dns.RRSIG)
 		switch {
 		case h.Rrtype == k.qtype:
-		case k.do && isSig && sig.TypeCovered == k.qtype:
+		case k.do && isSig && sig.TypeCovered == k.qtype && !service(k.qtype): // which is not as it was signed
 		default:
 			continue
 		}
 		found = true
 		if addr, ok := address(rr); ok {
-			if why := policy.NotPublic(addr); why != "" {
-				r.private = addr.String() + " (" + why + ")"
+			if policy.NotPublic(addr) != "" {
+				rr = dns.Copy(rr)
+				rr.Header().Ttl = lifetime(rr.Header().Ttl)
+				ttl = min(ttl, rr.Header().Ttl)
+				r.hidden = append(r.hidden, hidden{rr, addr})
+				r.size += dns.Len(rr) * 3
 				continue
 			}
 			r.addrs = append(r.addrs, addr)
@@ -131,7 +140,7 @@ func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 				continue
 			}
 			r.soa = dns.Copy(soa)
-			life = time.Duration(min(soa.Hdr.Ttl, soa.Minttl)) * time.Second
+			life = time.Duration(min(lifetime(soa.Hdr.Ttl), lifetime(soa.Minttl))) * time.Second
 			r.size += dns.Len(soa) * 3
 			break
 		}
@@ -156,25 +165,89 @@ func address(rr dns.RR) (netip.Addr, bool) {
 	return addr, true // which policy.NotPublic refuses if it is none
 }
 
-// withoutHints is a record without the addresses that HTTPS and SVCB records
-// (RFC 9460 §7.3) carry: clients would use them without asking for them. The
-// keys for encrypted names go, too, as they would have to be fetched anew for
-// whatever comes of the rest.
+// lifetime is a TTL; one that is negative as a signed number is 0 (RFC 2181 §8).
+func lifetime(ttl uint32) uint32 {
+	if ttl >= 1<<31 {
+		return 0
+	}
+	return ttl
+}
+
+// renamed is the alias of a name, folded, in an answer: there as such, or what
+// follows from a name above it that is renamed with everything below (RFC 6672
+// §3.1).
+func renamed(m *dns.Msg, name string) *dns.CNAME {
+	for _, rr := range m.Answer {
+		if c, ok := rr.(*dns.CNAME); ok && c.Hdr.Class == dns.ClassINET && fold(c.Hdr.Name) == name {
+			return c
+		}
+	}
+	whole := dns.Fqdn(name)
+	for _, rr := range m.Answer {
+		d, ok := rr.(*dns.DNAME)
+		if !ok || d.Hdr.Class != dns.ClassINET {
+			continue
+		}
+		owner := dns.CanonicalName(d.Hdr.Name)
+		if owner == "." || owner == whole || !dns.IsSubDomain(owner, whole) {
+			continue
+		}
+		target := whole[:len(whole)-len(owner)] + strings.TrimPrefix(dns.CanonicalName(d.Target), ".")
+		if !packable(target) {
+			continue
+		}
+		return &dns.CNAME{
+			Hdr:    dns.RR_Header{Name: whole, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: d.Hdr.Ttl},
+			Target: target,
+		}
+	}
+	return nil
+}
+
+// packable reports whether a name is short enough to be sent.
+func packable(name string) bool {
+	var b [4 * maxName]byte
+	end, err := dns.PackDomainName(name, b[:], 0, nil, false)
+	return err == nil && end <= maxName
+}
+
+// service reports whether records of a type say how a service is reached.
+func service(qtype uint16) bool { return qtype == dns.TypeHTTPS || qtype == dns.TypeSVCB }
+
+// withoutHints is an HTTPS or SVCB record (RFC 9460) with nothing but the
+// parameters that are known to lead to no address: clients would use the hints
+// of §7.3 without asking for the addresses, and keys for encrypted names hide
+// whom they talk to. It is nil if the record is not to be used by those who do
+// not have a parameter that was taken out (§8).
 func withoutHints(rr dns.RR) dns.RR {
-	strip := func(values []dns.SVCBKeyValue) []dns.SVCBKeyValue {
-		return slices.DeleteFunc(slices.Clone(values), func(v dns.SVCBKeyValue) bool {
-			k := v.Key()
-			return k == dns.SVCB_IPV4HINT || k == dns.SVCB_IPV6HINT || k == dns.SVCB_ECHCONFIG || k == dns.SVCB_MANDATORY
-		})
+	strip := func(s *dns.SVCB) bool {
+		if s.Priority == 0 { // an alias, §2.4.2
+			s.Value = nil
+			return true
+		}
+		kept := func(k dns.SVCBKey) bool {
+			return k == dns.SVCB_MANDATORY || k == dns.SVCB_ALPN || k == dns.SVCB_NO_DEFAULT_ALPN || k == dns.SVCB_PORT
+		}
+		for _, v := range s.Value {
+			if v, ok := v.(*dns.SVCBMandatory); ok && slices.ContainsFunc(v.Code, func(k dns.SVCBKey) bool { return !kept(k) }) {
+				return false
+			}
+		}
+		s.Value = slices.DeleteFunc(slices.Clone(s.Value), func(v dns.SVCBKeyValue) bool { return !kept(v.Key()) })
+		return true
 	}
 	switch rr := rr.(type) {
 	case *dns.HTTPS:
 		c := *rr
-		c.Value = strip(rr.Value)
+		if !strip(&c.SVCB) {
+			return nil
+		}
 		return &c
 	case *dns.SVCB:
 		c := *rr
-		c.Value = strip(rr.Value)
+		if !strip(&c) {
+			return nil
+		}
 		return &c
 	}
 	return rr

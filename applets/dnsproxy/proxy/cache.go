@@ -53,6 +53,14 @@ func (c *cache) size() (entries int, bytes int64) {
 	return c.order.Len(), c.bytes
 }
 
+// has reports whether get would not have to ask.
+func (c *cache) has(k key) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	place, ok := c.entries[k]
+	return ok && time.Now().Before(place.Value.(*cached).res.until)
+}
+
 // get is the answer from the cache, or else what ask finds, which is called
 // once for all who want the same at the same time. ask must come to an end by
 // itself.

@@ -30,6 +30,9 @@ import (
 // resolvConf names the host's name servers.
 const resolvConf = "/etc/resolv.conf"
 
+// maxWarnings is how many unreadable lines of lists are shown.
+const maxWarnings = 10
+
 // recheck is how often it is looked whether the firewall takes addresses
 // again.
 const recheck = 100 * time.Millisecond
@@ -55,7 +58,9 @@ type Engine struct {
 
 	watchers watchers
 	audit    *auditor
-	slots    chan struct{} // one is taken by each question that may wait
+	slots    chan struct{} // one is taken by each question that upstream is asked for
+	ready    chan struct{} // and by each that is in the cache
+	explicit explicit
 
 	questions, refused, failed, cached atomic.Int64
 }
@@ -79,7 +84,8 @@ func New(r tier.Resources) (tier.Engine, error) {
 }
 
 func newEngine(r tier.Resources, up asker, set *learned.Set) (*Engine, error) {
-	e := &Engine{r: r, up: up, set: set, cache: newCache(), slots: make(chan struct{}, maxWaiting)}
+	e := &Engine{r: r, up: up, set: set, cache: newCache(), explicit: explicit{bundle: r.Bundle}}
+	e.slots, e.ready = make(chan struct{}, maxWaiting), make(chan struct{}, maxReady)
 	l, err := e.read()
 	if err != nil {
 		up.Close()
@@ -104,8 +110,11 @@ func (e *Engine) read() (*lists, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, err := range warnings {
+	for _, err := range warnings[:min(len(warnings), maxWarnings)] {
 		e.r.Log.Warn("lists of names", "err", err)
+	}
+	if more := len(warnings) - maxWarnings; more > 0 {
+		e.r.Log.Warn("lists of names", "more", more)
 	}
 	return &lists{names: decide, resolve: resolve || open}, nil
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,16 +12,20 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/terok-ai/terok-box/applets/internal/learned"
+	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/nl/nft"
 	"github.com/terok-ai/terok-box/wire/names"
 )
 
 const (
 	headerSize = 12
+	optSize    = 11   // of an OPT record without options, RFC 6891 §6.1.2
+	maxName    = 255  // bytes of a name on the wire, RFC 1035 §2.3.4
 	minUDP     = 512  // bytes that everybody takes, RFC 1035 §4.2.1
 	maxUDP     = 1232 // that go anywhere in one piece, and what we ask upstream for
 	maxQuery   = 4096 // bytes of a question; more is nothing but padding
 	maxText    = 200  // bytes of an extended error's text
+	maxChanges = 3    // of the lists while one question is answered
 	localTTL   = 60
 	anyTTL     = 300
 )
@@ -33,6 +38,9 @@ type question struct {
 	do, cd bool
 	size   int // bytes that the asker takes
 }
+
+// key is what the answer to it depends on.
+func (q question) key() key { return key{q.name, q.qtype, q.do, q.cd} }
 
 // address reports whether it asks for addresses.
 func (q question) address() bool { return q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA }
@@ -56,19 +64,10 @@ func read(packet []byte, tcp bool) (q question, answer *dns.Msg, ok bool) {
 		return fail(dns.RcodeFormatError)
 	}
 	m := new(dns.Msg)
-	if err := m.Unpack(packet); err != nil || len(m.Question) != 1 || len(m.Answer) > 0 || len(m.Ns) > 0 || len(m.Extra) > 2 {
+	if !wellFormed(packet) || m.Unpack(packet) != nil || len(m.Question) != 1 {
 		return fail(dns.RcodeFormatError)
 	}
 	q = question{msg: m, name: fold(m.Question[0].Name), qtype: m.Question[0].Qtype, cd: m.CheckingDisabled, size: minUDP}
-	opts := 0
-	for _, rr := range m.Extra {
-		if rr.Header().Rrtype == dns.TypeOPT {
-			opts++
-		}
-	}
-	if opts > 1 {
-		return fail(dns.RcodeFormatError)
-	}
 	if opt := m.IsEdns0(); opt != nil {
 		if opt.Version() != 0 {
 			a := q.reply(dns.RcodeSuccess)
@@ -84,12 +83,42 @@ func read(packet []byte, tcp bool) (q question, answer *dns.Msg, ok bool) {
 	switch {
 	case m.Question[0].Qclass != dns.ClassINET:
 		return q, q.reply(dns.RcodeRefused), false
-	case q.qtype == dns.TypeAXFR, q.qtype == dns.TypeIXFR, q.qtype == dns.TypeMAILA, q.qtype == dns.TypeMAILB:
-		return q, q.reply(dns.RcodeRefused), false
 	case q.qtype == dns.TypeOPT, q.qtype == dns.TypeTSIG, q.qtype == dns.TypeTKEY, q.qtype == 0:
 		return q, q.reply(dns.RcodeFormatError), false
 	}
 	return q, nil, true
+}
+
+// wellFormed reports whether a packet is one question and perhaps an OPT
+// record, and nothing else. The library is content with less than the header
+// announces and with more than it does.
+func wellFormed(p []byte) bool {
+	count := func(at int) uint16 { return binary.BigEndian.Uint16(p[at:]) }
+	if count(4) != 1 || count(6) != 0 || count(8) != 0 || count(10) > 1 {
+		return false
+	}
+	off := headerSize
+	for { // the first name in a message has nothing to point to
+		if off >= len(p) || p[off] > 63 {
+			return false
+		}
+		n := int(p[off])
+		off += n + 1
+		if n == 0 {
+			break
+		}
+	}
+	if off-headerSize > maxName || off+4 > len(p) {
+		return false
+	}
+	opt := p[off+4:]
+	if count(10) == 0 {
+		return len(opt) == 0
+	}
+	if len(opt) < optSize || opt[0] != 0 || binary.BigEndian.Uint16(opt[1:]) != dns.TypeOPT {
+		return false
+	}
+	return int(binary.BigEndian.Uint16(opt[9:])) == len(opt)-optSize
 }
 
 // reply is an answer without records.
@@ -142,35 +171,45 @@ const (
 )
 
 // decide answers at once what upstream is not asked for.
-func (e *Engine) decide(q question) (*dns.Msg, verdict) {
-	if !e.enforcing() {
-		const why = "in quarantine: nothing is asked for"
-		e.report(q, names.Refused, why, nil)
-		return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, why), local
-	}
-	if m := special(q); m != nil {
+func (e *Engine) decide(l *lists, q question) (*dns.Msg, verdict) {
+	if m, why := special(q); m != nil {
+		if why != "" {
+			e.report(q, names.Refused, why, nil)
+		} else {
+			e.report(q, names.Allowed, "", nil)
+		}
 		return m, local
 	}
-	l := e.lists.Load()
+	refuse := func(info uint16, why, text string) (*dns.Msg, verdict) {
+		e.report(q, names.Refused, why, nil)
+		return q.because(dns.RcodeRefused, info, text), local
+	}
+	if meta(q.qtype) {
+		e.report(q, names.Refused, "not a type of records that are looked up", nil)
+		return q.reply(dns.RcodeRefused), local
+	}
+	if !e.enforcing() {
+		const why = "in quarantine: nothing is asked for"
+		return refuse(dns.ExtendedErrorCodeBlocked, why, why)
+	}
 	d := l.names.Decide(q.name)
 	switch {
 	case d.Denied:
 		why := "denied by " + shown(d.Entry())
-		e.report(q, names.Refused, why, nil)
-		return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, why), local
+		return refuse(dns.ExtendedErrorCodeBlocked, why, why)
 	case !d.Allowed && !l.resolve:
 		const why = "not on this container's list"
-		e.report(q, names.Refused, why, nil)
-		text := fmt.Sprintf("%s; terok-shield allow %s %s", why, e.r.Spec.Container, q.name)
-		if len(text) > maxText {
-			text = why
-		}
-		return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeProhibited, text), local
+		return refuse(dns.ExtendedErrorCodeProhibited, why, advice(why, e.r.Spec.Container, q.name))
 	case q.qtype == dns.TypeANY: // RFC 8482 §4.2
 		m := q.reply(dns.RcodeSuccess)
 		m.Answer = []dns.RR{&dns.HINFO{
 			Hdr: dns.RR_Header{Name: q.msg.Question[0].Name, Rrtype: dns.TypeHINFO, Class: dns.ClassINET, Ttl: anyTTL}, Cpu: "RFC8482",
 		}}
+		if d.Allowed {
+			e.report(q, names.Allowed, "", nil)
+		} else {
+			e.report(q, names.Resolved, "", nil)
+		}
 		return m, local
 	case d.Allowed:
 		return nil, open
@@ -178,30 +217,69 @@ func (e *Engine) decide(q question) (*dns.Msg, verdict) {
 	return nil, seen
 }
 
-// special answers for names that no name server is to be asked for: RFC 6761
-// §6.3 and §6.4, RFC 7686 §2.
-func special(q question) *dns.Msg {
-	under := func(zone string) bool { return q.name == zone || strings.HasSuffix(q.name, "."+zone) }
-	switch {
-	case under("localhost"):
-		m := q.reply(dns.RcodeSuccess)
-		h := dns.RR_Header{Name: q.msg.Question[0].Name, Rrtype: q.qtype, Class: dns.ClassINET, Ttl: localTTL}
-		switch q.qtype {
-		case dns.TypeA:
-			m.Answer = []dns.RR{&dns.A{Hdr: h, A: []byte{127, 0, 0, 1}}}
-		case dns.TypeAAAA:
-			m.Answer = []dns.RR{&dns.AAAA{Hdr: h, AAAA: netip.IPv6Loopback().AsSlice()}}
-		}
-		return m
-	case under("invalid"), under("onion"):
-		return q.reply(dns.RcodeNameError)
+// advice says what an operator can do about a name. People type it as it is:
+// a name that is more to a shell than a name is not in it.
+func advice(why, container, name string) string {
+	if policy.ContainerName(container) != nil {
+		return why
 	}
-	return nil
+	if t, err := policy.ParseTarget(name); err != nil || t.String() != name || !t.IsName() {
+		return why
+	}
+	text := fmt.Sprintf("%s; terok-shield allow %s %s", why, container, name)
+	if len(text) > maxText {
+		return why
+	}
+	return text
+}
+
+// meta reports whether a type is one of questions and not of records (RFC 6895
+// §3.1), such as a transfer; ANY has an answer of its own.
+func meta(qtype uint16) bool { return qtype >= 128 && qtype <= 255 && qtype != dns.TypeANY }
+
+func under(name, zone string) bool { return name == zone || strings.HasSuffix(name, "."+zone) }
+
+// nowhere says why a name means nothing to name servers, and is no business of
+// theirs: RFC 6761 §6.4, RFC 7686 §2.
+func nowhere(name string) string {
+	switch {
+	case under(name, "invalid"):
+		return "names under invalid do not exist"
+	case under(name, "onion"):
+		return "names under onion are not looked up"
+	}
+	return ""
+}
+
+// special answers for names that no name server is to be asked for; why is set
+// if that is a refusal. localhost is RFC 6761 §6.3.
+func special(q question) (m *dns.Msg, why string) {
+	if why := nowhere(q.name); why != "" {
+		return q.reply(dns.RcodeNameError), why
+	}
+	if !under(q.name, "localhost") {
+		return nil, ""
+	}
+	m = q.reply(dns.RcodeSuccess)
+	h := dns.RR_Header{Name: q.msg.Question[0].Name, Rrtype: q.qtype, Class: dns.ClassINET, Ttl: localTTL}
+	switch q.qtype {
+	case dns.TypeA:
+		m.Answer = []dns.RR{&dns.A{Hdr: h, A: []byte{127, 0, 0, 1}}}
+	case dns.TypeAAAA:
+		m.Answer = []dns.RR{&dns.AAAA{Hdr: h, AAAA: netip.IPv6Loopback().AsSlice()}}
+	}
+	return m, ""
+}
+
+// reachable reports whether a client that is sent on to a name can look it up.
+func (l *lists) reachable(name string) bool {
+	d := l.names.Decide(name)
+	return nowhere(name) == "" && (d.Allowed || l.resolve && !d.Denied)
 }
 
 // resolve answers a question that upstream is asked for.
-func (e *Engine) resolve(ctx context.Context, q question, v verdict) *dns.Msg {
-	k := key{q.name, q.qtype, q.do, q.cd}
+func (e *Engine) resolve(ctx context.Context, q question) *dns.Msg {
+	k := q.key()
 	res, hit, err := e.cache.get(ctx, k, func() *result { return e.ask(k) })
 	if err != nil {
 		return nil // nobody waits for it
@@ -209,16 +287,35 @@ func (e *Engine) resolve(ctx context.Context, q question, v verdict) *dns.Msg {
 	if hit {
 		e.cached.Add(1)
 	}
+	// Meanwhile the lists may have changed: those count that are in force when
+	// the answer leaves.
+	for range maxChanges {
+		l := e.lists.Load()
+		m, v := e.decide(l, q)
+		if m != nil {
+			return m
+		}
+		if m, ok := e.answer(ctx, q, l, v, res); ok {
+			return m
+		}
+	}
+	const why = "the lists of names keep changing"
+	e.report(q, names.Failed, why, nil)
+	return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why)
+}
+
+// answer is the answer by some lists. ok is false if they are not in force any
+// more.
+func (e *Engine) answer(ctx context.Context, q question, l *lists, v verdict, res *result) (m *dns.Msg, ok bool) {
 	if res.failure != "" {
 		e.report(q, names.Failed, res.failure, nil)
-		return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError, res.failure)
+		return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError, res.failure), true
 	}
-	l := e.lists.Load()
 	for _, alias := range res.aliases {
 		if d := l.names.Decide(alias); d.Denied {
 			why := fmt.Sprintf("an alias of %s, which is denied", shown(alias))
 			e.report(q, names.Refused, why, nil)
-			return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, why)
+			return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, why), true
 		}
 	}
 	now := time.Now()
@@ -233,9 +330,7 @@ func (e *Engine) resolve(ctx context.Context, q question, v verdict) *dns.Msg {
 		switch err := e.set.Learn(ctx, q.name, answers); {
 		case err == nil:
 		case errors.Is(err, learned.ErrNotAllowed): // since a moment ago
-			const why = "no longer on this container's list"
-			e.report(q, names.Refused, why, nil)
-			return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeProhibited, why)
+			return nil, false
 		default:
 			why := "its addresses cannot be opened"
 			if errors.Is(err, nft.ErrNotLearning) {
@@ -245,16 +340,33 @@ func (e *Engine) resolve(ctx context.Context, q question, v verdict) *dns.Msg {
 				e.r.Log.Error("open the addresses of a name", "name", shown(q.name), "err", err)
 			}
 			e.report(q, names.Failed, why, nil)
-			return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why)
+			return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why), true
 		}
 	}
 
-	m := q.reply(res.rcode)
+	explicit, private := e.sortOut(res)
+	if len(explicit) > 0 {
+		addrs := make([]netip.Addr, len(explicit))
+		for i, h := range explicit {
+			addrs[i] = h.addr
+		}
+		e.set.See(q.name, addrs)
+	}
+	if e.lists.Load() != l {
+		return nil, false
+	}
+
+	m = q.reply(res.rcode)
 	for _, rr := range res.answer {
-		if other := leads(rr); other != "" && v == open && !l.names.Decide(other).Allowed {
+		if other := leads(rr); other != "" && !l.reachable(other) {
 			continue
 		}
 		rr = dns.Copy(rr)
+		rr.Header().Ttl = min(ttl, rr.Header().Ttl)
+		m.Answer = append(m.Answer, rr)
+	}
+	for _, h := range explicit {
+		rr := dns.Copy(h.rr)
 		rr.Header().Ttl = min(ttl, rr.Header().Ttl)
 		m.Answer = append(m.Answer, rr)
 	}
@@ -266,14 +378,14 @@ func (e *Engine) resolve(ctx context.Context, q question, v verdict) *dns.Msg {
 		soa.Header().Ttl = min(ttl, soa.Header().Ttl)
 		m.Ns = []dns.RR{soa}
 	}
-	if res.private != "" {
-		why := "answers with the private address " + res.private + ", which no name opens; allow the address itself"
+	if private.IsValid() {
+		why := fmt.Sprintf("answers with the private address %s (%s), which no name opens; allow the address itself", private, policy.NotPublic(private))
 		if opt := m.IsEdns0(); opt != nil {
 			opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeFiltered, ExtraText: why[:min(len(why), maxText)]})
 		}
-		if len(res.addrs) == 0 {
+		if len(res.addrs)+len(explicit) == 0 {
 			e.report(q, names.Failed, why, nil)
-			return m
+			return m, true
 		}
 	}
 	what := names.Allowed
@@ -285,7 +397,10 @@ func (e *Engine) resolve(ctx context.Context, q question, v verdict) *dns.Msg {
 		for _, a := range res.addrs {
 			addresses = append(addresses, a.String())
 		}
+		for _, h := range explicit {
+			addresses = append(addresses, h.addr.String())
+		}
 	}
 	e.report(q, what, "", addresses)
-	return m
+	return m, true
 }

@@ -17,8 +17,12 @@ import (
 
 const (
 	udpReaders = 2
-	maxWaiting = 512 // questions that wait for upstream or the firewall
-	maxConns   = 64  // TCP connections
+	// maxWaiting and maxReady are how many questions are worked on at a time:
+	// those that wait for upstream, and those that at most wait for the
+	// firewall and shall not wait for the others.
+	maxWaiting = 448
+	maxReady   = 64
+	maxConns   = 64 // TCP connections
 	// answerTime bounds one question, from its arrival.
 	answerTime = 10 * time.Second
 	idleTime   = 10 * time.Second // between questions on one connection, RFC 7766 §6.2.3
@@ -48,9 +52,8 @@ func (e *Engine) serveUDP(ctx context.Context) error {
 		}
 		q, m, ok := read(buf[:n], false)
 		if ok {
-			var v verdict
-			if m, v = e.decide(q); m == nil {
-				e.later(ctx, q, v, from)
+			if m, _ = e.decide(e.lists.Load(), q); m == nil {
+				e.later(ctx, q, from)
 				continue
 			}
 		}
@@ -60,18 +63,27 @@ func (e *Engine) serveUDP(ctx context.Context) error {
 	}
 }
 
+// turn is where a question takes its slot.
+func (e *Engine) turn(q question) chan struct{} {
+	if e.cache.has(q.key()) {
+		return e.ready
+	}
+	return e.slots
+}
+
 // later answers a question that has to wait, if not too many wait already.
-func (e *Engine) later(ctx context.Context, q question, v verdict, from netip.AddrPort) {
+func (e *Engine) later(ctx context.Context, q question, from netip.AddrPort) {
+	slots := e.turn(q)
 	select {
-	case e.slots <- struct{}{}:
+	case slots <- struct{}{}:
 	default:
 		return // as if it had been lost: it will be asked again
 	}
 	go func() {
-		defer func() { <-e.slots }()
+		defer func() { <-slots }()
 		ctx, cancel := context.WithTimeout(ctx, answerTime)
 		defer cancel()
-		if m := e.resolve(ctx, q, v); m != nil {
+		if m := e.resolve(ctx, q); m != nil {
 			e.sendUDP(q.pack(m), from)
 		}
 	}()
@@ -88,34 +100,44 @@ func (e *Engine) sendUDP(b []byte, to netip.AddrPort) {
 	}
 }
 
-// conns are the connections that are served, the one that was idle longest
-// first to go.
+// conns are the connections that are served. The one that was idle longest is
+// the first to go; those that wait for an answer stay.
 type conns struct {
 	mu  sync.Mutex
-	all map[net.Conn]time.Time
+	all map[net.Conn]*activity
 }
 
-func (c *conns) add(conn net.Conn) {
+type activity struct {
+	busy bool // a question is not answered yet
+	at   time.Time
+}
+
+// add reports whether there is room for a connection.
+func (c *conns) add(conn net.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.all) >= maxConns {
 		var oldest net.Conn
-		for x, at := range c.all {
-			if oldest == nil || at.Before(c.all[oldest]) {
+		for x, a := range c.all {
+			if !a.busy && (oldest == nil || a.at.Before(c.all[oldest].at)) {
 				oldest = x
 			}
+		}
+		if oldest == nil {
+			return false
 		}
 		oldest.Close()
 		delete(c.all, oldest)
 	}
-	c.all[conn] = time.Now()
+	c.all[conn] = &activity{at: time.Now()}
+	return true
 }
 
-func (c *conns) used(conn net.Conn) {
+func (c *conns) used(conn net.Conn, busy bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.all[conn]; ok {
-		c.all[conn] = time.Now()
+	if a, ok := c.all[conn]; ok {
+		a.busy, a.at = busy, time.Now()
 	}
 }
 
@@ -128,7 +150,7 @@ func (c *conns) remove(conn net.Conn) {
 // serveTCP accepts connections until ctx ends, and returns when the last one
 // is closed.
 func (e *Engine) serveTCP(ctx context.Context) error {
-	all := conns{all: map[net.Conn]time.Time{}}
+	all := conns{all: map[net.Conn]*activity{}}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
@@ -145,19 +167,22 @@ func (e *Engine) serveTCP(ctx context.Context) error {
 			time.Sleep(pause)
 			continue
 		}
-		all.add(conn)
+		if !all.add(conn) {
+			conn.Close()
+			continue
+		}
 		wg.Go(func() {
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			defer all.remove(conn)
 			defer conn.Close()
-			e.converse(ctx, conn, func() { all.used(conn) })
+			e.converse(ctx, conn, func(busy bool) { all.used(conn, busy) })
 		})
 	}
 }
 
 // converse answers the questions of one connection in their order.
-func (e *Engine) converse(ctx context.Context, conn net.Conn, used func()) {
+func (e *Engine) converse(ctx context.Context, conn net.Conn, used func(busy bool)) {
 	buf := make([]byte, maxQuery+1)
 	for {
 		conn.SetDeadline(time.Now().Add(idleTime))
@@ -176,7 +201,7 @@ func (e *Engine) converse(ctx context.Context, conn net.Conn, used func()) {
 		if _, err := io.ReadFull(conn, buf[:n]); err != nil {
 			return
 		}
-		used()
+		used(true)
 		q, m, ok := read(buf[:n], true)
 		if ok {
 			m = e.wait(ctx, q)
@@ -192,22 +217,23 @@ func (e *Engine) converse(ctx context.Context, conn net.Conn, used func()) {
 		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)); err != nil {
 			return
 		}
+		used(false)
 	}
 }
 
 // wait answers a question however long it takes, up to answerTime.
 func (e *Engine) wait(ctx context.Context, q question) *dns.Msg {
-	m, v := e.decide(q)
-	if m != nil {
+	if m, _ := e.decide(e.lists.Load(), q); m != nil {
 		return m
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
+	slots := e.turn(q)
 	select {
-	case e.slots <- struct{}{}:
-		defer func() { <-e.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return nil
 	}
-	return e.resolve(ctx, q, v)
+	return e.resolve(ctx, q)
 }

@@ -148,6 +148,7 @@ func (c *Client) overUDP(ctx context.Context, s *server, q *question, conf resol
 				if strays++; strays <= maxStrays {
 					continue
 				}
+				c.warn(s)
 			}
 			if k != stray {
 				s.answered(time.Since(start))
@@ -156,6 +157,15 @@ func (c *Client) overUDP(ctx context.Context, s *server, q *question, conf resol
 		}
 	}
 	return nil, stray, ErrTimeout
+}
+
+// warn tells, once a minute, that somebody may be guessing answers.
+func (c *Client) warn(s *server) {
+	now, last := time.Now().Unix(), c.warned.Load()
+	if now-last >= 60 && c.warned.CompareAndSwap(last, now) {
+		c.log.Warn("packets that seem to be of a name server do not answer what it was asked: somebody may be forging answers; it is asked over TCP",
+			"server", s.addr, "packets", c.strays.Load())
+	}
 }
 
 var errCut = errors.New("it cuts its answer off over TCP, too")

@@ -60,7 +60,7 @@ func (s *server) lost(after time.Duration) {
 	defer s.mu.Unlock()
 	switch {
 	case s.rtt == 0:
-		s.rtt = after
+		s.rtt = max(after, minRace)
 	case after > s.rtt:
 		s.rtt += (after - s.rtt) / 4
 	}

@@ -64,7 +64,9 @@ type Client struct {
 	sockets  chan struct{} // has room for those that may be open
 	tcp      chan struct{}
 	buffers  sync.Pool
-	strays   atomic.Int64
+	log      *slog.Logger
+	strays   atomic.Int64  // packets that were passed over: they did not answer the question of their socket
+	warned   atomic.Int64  // when that was in the log last, Unix seconds
 	turn     atomic.Uint32 // of options rotate
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -87,6 +89,7 @@ func Port(n uint16) Option { return func(c *Client) { c.port = n } }
 // exist yet.
 func New(path string, log *slog.Logger, opts ...Option) *Client {
 	c := &Client{
+		log:      log,
 		sockets:  make(chan struct{}, maxSockets),
 		tcp:      make(chan struct{}, maxTCP),
 		total:    total,
@@ -119,10 +122,6 @@ func (c *Client) Servers() []netip.AddrPort {
 	}
 	return slices.Clone(conf.Servers)
 }
-
-// Strays is how many packets were passed over because they did not answer
-// the question that their socket was opened for.
-func (c *Client) Strays() int64 { return c.strays.Load() }
 
 // reply is what one server said.
 type reply struct {

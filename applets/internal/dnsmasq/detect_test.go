@@ -7,7 +7,27 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/terok-ai/terok-box/resources"
+	"github.com/terok-ai/terok-box/wire/bundle"
 )
+
+// What the addendum to AppArmor's profile names is what dnsmasq needs.
+func TestAddendum(t *testing.T) {
+	var rules []string
+	for line := range strings.Lines(resources.AppArmorDnsmasq()) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			rules = append(rules, line)
+		}
+	}
+	var want []string
+	for _, root := range []string{"@{HOME}/.local/state/terok/shield/**/", "/var/lib/terok/shield/**/"} {
+		want = append(want, "owner "+root+bundle.FileDnsmasqConf+" r,", root+bundle.FileDnsmasqPID+" w,", root+fileLog+" w,")
+	}
+	if strings.Join(rules, "\n") != strings.Join(want, "\n") {
+		t.Errorf("%q", rules)
+	}
+}
 
 func TestDetect(t *testing.T) {
 	dir := t.TempDir()

@@ -73,16 +73,17 @@ func newWorld(t *testing.T, allow, deny []string, zone map[string][]string) *wor
 		t.Fatal(err)
 	}
 	kerneltest.NFT(t, w.ns, learnedTable, "-f", "-")
-	socket := kerneltest.ListenUDP(t, w.ns, netip.MustParseAddrPort(upstream+":53"))
-	server := &dns.Server{PacketConn: socket, Handler: dns.HandlerFunc(w.serve)}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		server.ActivateAndServe()
-	}()
+	at := netip.MustParseAddrPort(upstream + ":53")
+	socket, listener := kerneltest.ListenUDP(t, w.ns, at), kerneltest.ListenTCP(t, w.ns, at)
+	var all sync.WaitGroup
+	for _, server := range []*dns.Server{{PacketConn: socket}, {Listener: listener}} {
+		server.Handler = dns.HandlerFunc(w.serve)
+		all.Go(func() { server.ActivateAndServe() })
+	}
 	t.Cleanup(func() {
 		socket.Close()
-		<-done
+		listener.Close()
+		all.Wait()
 	})
 	return w
 }
@@ -501,6 +502,90 @@ func TestRebinding(t *testing.T) {
 	}
 	if failed != len(zone)-len(want) {
 		t.Errorf("%d of %d are said to have failed", failed, len(zone)-len(want))
+	}
+}
+
+// Over TCP it is a child of dnsmasq that answers and logs, with numbers of its
+// own.
+func TestTCP(t *testing.T) {
+	w := newWorld(t, []string{"example.com"}, nil, map[string][]string{
+		"example.com": {"A 11.0.0.1"}, "lan.example.com": {"A 100.64.0.1"}, "other.test": {"A 11.0.0.2"}, "txt.example.com": {`TXT "11.0.0.66"`},
+	})
+	e, _ := w.run(t)
+	for name := range w.zone {
+		q := new(dns.Msg)
+		q.SetQuestion(name+".", dns.TypeA)
+		if name == "txt.example.com" {
+			q.Question[0].Qtype = dns.TypeTXT
+		}
+		if err := w.ns.Do(func() error {
+			c := dns.Client{Net: "tcp", Timeout: patience}
+			r, _, err := c.Exchange(q, "127.0.0.1:53")
+			if err == nil && (r.Rcode == dns.RcodeSuccess) != (name == "example.com" || name == "txt.example.com") {
+				t.Errorf("%s: %v", name, r)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff([]string{"11.0.0.1"}, w.open(t)); diff != "" {
+		t.Error(diff)
+	}
+	if got := e.Names(netip.MustParseAddr("11.0.0.1")); len(got) != 1 || got[0].Name != "example.com" {
+		t.Errorf("11.0.0.1 is of %v", got)
+	}
+	// Whoever owns a name may write an address into its text.
+	if got := e.Names(netip.MustParseAddr("11.0.0.66")); len(got) != 0 {
+		t.Errorf("11.0.0.66 is of %v", got)
+	}
+	if _, err := e.Reload(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// What the container asks for can imitate the log, and be a lot.
+func TestHostileQuestions(t *testing.T) {
+	w := newWorld(t, []string{"example.com"}, nil, map[string][]string{"example.com": {"A 11.0.0.1"}})
+	e, _ := w.run(t)
+	for _, name := range []string{
+		`x\032is\03211.0.0.9.example.com`, `a\032from\032127.0.0.1.example.com`, `a\010Nov\0324.example.com`, `\027[31m.example.com`, `\000.test`,
+	} {
+		w.answer(t, name, dns.TypeA)
+	}
+	c, err := dial(t.Context(), w.ns, netip.MustParseAddrPort("127.0.0.1:53"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range 5000 {
+		q := new(dns.Msg)
+		q.SetQuestion(fmt.Sprintf("n%d.random.test.", i), dns.TypeA)
+		packet, err := q.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write(packet)
+		c.Write(packet[:i%len(packet)])
+	}
+	until(t, "allowed names resolve", func() bool {
+		r, err := w.exchange("example.com", dns.TypeA, time.Second)
+		return err == nil && len(r.Answer) == 1
+	})
+	if diff := cmp.Diff([]string{"11.0.0.1"}, w.open(t)); diff != "" {
+		t.Error(diff)
+	}
+	if got := e.Names(netip.MustParseAddr("11.0.0.9")); len(got) != 0 {
+		t.Errorf("11.0.0.9 is of %v", got)
+	}
+	until(t, "all is told", func() bool {
+		e.journal.mu.Lock()
+		defer e.journal.mu.Unlock()
+		return e.journal.refused > 0 && len(e.journal.order) == 0 && len(e.journal.questions) == 0
+	})
+	records, err := os.ReadFile(filepath.Join(w.b.Path(), bundle.FileAuditLog))
+	if n := strings.Count(string(records), "\n"); err != nil || n == 0 || n > maxAudited {
+		t.Errorf("%d audit lines, %v", n, err)
 	}
 }
 

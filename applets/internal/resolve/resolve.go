@@ -1,6 +1,7 @@
 // Package resolve looks up many domain names at once in the DNS, for
 // containers whose firewall is filled before they start. It asks the host's
-// resolvers itself: no program is started and no C library consulted.
+// resolvers itself: no program is started and no C library consulted. It also
+// follows the file that says which these are.
 //
 // It must never import anything that changes the system, nor of this project
 // more than package policy.

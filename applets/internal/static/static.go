@@ -46,25 +46,16 @@ const (
 	maxLines    = 10 // in the log, a minute
 )
 
-// set is what a *learned.Set does.
-type set interface {
-	Learn(ctx context.Context, name string, answers []learned.Answer) error
-	Retain(ctx context.Context, allowed func(name string) bool) ([]netip.Addr, error)
-	Names(addr netip.Addr) []names.Name
-	Addresses(name string) []netip.Addr
-	Len() int
-	Close() error
-}
-
 // engine implements tier.Engine.
 type engine struct {
 	log     *slog.Logger
 	servers *resolve.Follower
-	open    func() (set, error) // makes learned
+	kernel  learned.Kernel
+	cut     func([]netip.Addr) (int, error) // ends connections
 	lists   func() (profile, live, denied []string, err error)
 	lookup  func(ctx context.Context, name string) (found, error)
 
-	learned set
+	learned *learned.Set
 	wake    chan struct{} // has room for one
 	done    chan struct{} // everything has ended
 	failed  func(error)
@@ -94,16 +85,14 @@ type found struct {
 // New is the tier's engine. It opens no socket but to ask the host's name
 // servers.
 func New(r tier.Resources) (tier.Engine, error) {
-	e := newEngine(r.Log, func() (set, error) {
-		return learned.New(learned.Options{Kernel: r.NFT, Cut: r.Track.Cut})
-	}, func() (profile, live, denied []string, err error) { return readLists(r.Bundle) })
+	e := newEngine(r.Log, r.NFT, r.Track.Cut, func() (profile, live, denied []string, err error) { return readLists(r.Bundle) })
 	e.servers = resolve.Follow(resolvConf, 0, r.Log)
 	return e, nil
 }
 
-func newEngine(log *slog.Logger, open func() (set, error), lists func() (profile, live, denied []string, err error)) *engine {
+func newEngine(log *slog.Logger, kernel learned.Kernel, cut func([]netip.Addr) (int, error), lists func() (profile, live, denied []string, err error)) *engine {
 	e := &engine{
-		log: log, open: open, lists: lists, rules: new(policy.Names), names: map[string]*entry{},
+		log: log, kernel: kernel, cut: cut, lists: lists, rules: new(policy.Names), names: map[string]*entry{},
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	e.lookup = e.ask
@@ -154,7 +143,7 @@ func (e *engine) Start(ctx context.Context, failed func(error)) (err error) {
 	if err != nil {
 		return err
 	}
-	if e.learned, err = e.open(); err != nil {
+	if e.learned, err = learned.New(learned.Options{Kernel: e.kernel, Cut: e.cut}); err != nil {
 		return err
 	}
 	first := e.apply(rules, wanted, false, false)
@@ -186,7 +175,7 @@ func (e *engine) closeOthers(ctx context.Context) {
 	e.mu.Unlock()
 	removed, err := e.learned.Retain(ctx, func(name string) bool { return wanted[name] })
 	switch {
-	case ctx.Err() != nil || errors.Is(err, nft.ErrNotLearning):
+	case ctx.Err() != nil:
 	case err != nil:
 		e.log.Error("addresses may be open that no name leads to", "err", err)
 	case len(removed) > 0:
@@ -209,10 +198,8 @@ func (e *engine) Reload(ctx context.Context) (names.Change, error) {
 		return change, err
 	}
 	removed, err := e.learned.Retain(context.WithoutCancel(ctx), func(name string) bool { return wanted[name] })
-	change.Enforced = !errors.Is(err, nft.ErrNotLearning)
-	if !change.Enforced {
-		err = nil
-	}
+	_, learning := e.kernel.Learned()
+	change.Enforced = !errors.Is(learning, nft.ErrNotLearning)
 	for _, a := range removed {
 		change.Removed = append(change.Removed, a.String())
 	}
