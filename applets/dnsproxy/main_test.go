@@ -52,6 +52,8 @@ func TestMain(m *testing.M) {
 		os.Exit(p.run(cmdenv.OS(), args[2:]))
 	case args[0] == "nft-hook":
 		os.Exit(nfthook.Run(cmdenv.OS(), args[1:]))
+	case len(args) > 1 && args[1] == "nft-hook": // by a program that cannot set argv[0]
+		os.Exit(nfthook.Run(cmdenv.OS(), args[2:]))
 	case args[0] == "hold":
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)

@@ -75,7 +75,10 @@ func vacant(ctx context.Context, spec names.Spec, log *slog.Logger) bool {
 	if spec.Roster == "" {
 		return true
 	}
-	f, err := lockRoster(ctx, spec)
+	const patience = time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	f, err := roster.Lock(ctx, spec.Roster)
 	if err != nil {
 		// The directory is gone, or somebody is about to come first.
 		log.Warn("cannot look at the roster", "err", err)
@@ -89,12 +92,18 @@ func vacant(ctx context.Context, spec names.Spec, log *slog.Logger) bool {
 	return err == nil && r.Owner != spec.StateDir // it has another process
 }
 
-// vacate removes the roster of a namespace in which nobody is left.
-func vacate(ctx context.Context, spec names.Spec) error {
+// vacate removes the roster of a namespace in which nobody is left, unless
+// somebody holds it: a hook, which removes it as well or makes it its own.
+func vacate(spec names.Spec) error {
 	if spec.Roster == "" {
 		return nil
 	}
-	f, err := lockRoster(ctx, spec)
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	f, err := roster.Lock(now, spec.Roster)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -104,11 +113,4 @@ func vacate(ctx context.Context, spec names.Spec) error {
 		return err
 	}
 	return f.Remove()
-}
-
-func lockRoster(ctx context.Context, spec names.Spec) (*roster.File, error) {
-	const patience = time.Second
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	return roster.Lock(ctx, spec.Roster)
 }

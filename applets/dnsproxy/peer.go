@@ -31,7 +31,7 @@ const endByte = 'e'
 // wait returns errEnd if the other process says so, nil when it has died, and
 // ctx's cause when that ends.
 func (p *peer) wait(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { p.f.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = p.f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var b [1]byte
 	n, _ := p.f.Read(b[:])
@@ -46,7 +46,7 @@ func (p *peer) wait(ctx context.Context) error {
 
 // end tells the other process to end.
 func (p *peer) end() {
-	p.f.SetWriteDeadline(time.Now().Add(time.Second))
+	_ = p.f.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = p.f.Write([]byte{endByte}) // to one that has died already
 }
 
@@ -79,7 +79,7 @@ func start(role names.Role, spec names.Spec, netns, udp, tcp int) (*peer, error)
 		ours.Close()
 		return nil, err
 	}
-	go proc.Wait() // no zombie is left of it
+	go func() { _, _ = proc.Wait() }() // no zombie is left of it
 	return &peer{ours, time.Now()}, nil
 }
 

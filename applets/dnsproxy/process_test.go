@@ -1,9 +1,11 @@
 package dnsproxy
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -122,15 +124,16 @@ func TestNotReady(t *testing.T) {
 		}
 		c.clean()
 	})
-	t.Run("stuck", func(t *testing.T) {
-		t.Parallel()
-		h := newHost(t)
-		c := h.container("stuck", bundle.Proxy, nil)
-		c.refused("not ready after 10s")
-		if got := h.pids(all); len(got) > 0 {
-			t.Errorf("processes %v are left", got)
-		}
-	})
+}
+
+func TestNotReadyInTime(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	c := h.container("stuck", bundle.Proxy, nil)
+	c.refused("not ready after 10s")
+	if got := h.pids(all); len(got) > 0 {
+		t.Errorf("processes %v are left", got)
+	}
 }
 
 func TestTiers(t *testing.T) {
@@ -673,9 +676,55 @@ func TestJoinWithoutProcess(t *testing.T) {
 	owner.clean()
 }
 
-// A container whose process imitates one of ours is not ended in its stead,
-// and an argument that is no identity is refused.
-func TestImitation(t *testing.T) {
+// A hook that is killed at any step leaves nothing that outlives the container,
+// which its runtime ends then, or that disturbs the next start.
+func TestHookKilledAtEveryStep(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Fatalf("strace is needed to kill at a system call: %v", err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const calls = "clone,clone3,vfork,openat,write,sendto,sendmsg,read,renameat,unlinkat,flock,setns,pipe2,close,bind,exit_group"
+	h := newHost(t)
+	killed := 0
+	// The steps are many, and neighbours much alike.
+	for n := 1; ; n += 1 + n/8 {
+		c := h.container("demo", bundle.Proxy, nil)
+		hook, out := c.command("createRuntime")
+		cmd := exec.Command(strace, "-qq", "-o", "/dev/null", "-e", "trace="+calls,
+			"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, n), exe, "nft-hook", "createRuntime")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = hook.Stdin, out, out, hook.Env
+		err := cmd.Run()
+		if err == nil {
+			c.answers()
+			c.end()
+			h.none("at the end", all)
+			break
+		}
+		killed++
+		if x, ok := errors.AsType[*exec.ExitError](err); !ok || x.ExitCode() >= 0 && x.ExitCode() != 128+int(syscall.SIGKILL) {
+			t.Fatalf("step %d: %v\n%s", n, err, out)
+		}
+		c.end()
+		h.none(fmt.Sprintf("after a kill at step %d", n), all)
+		c.live(nil)
+		c.start()
+		c.answers()
+		c.end()
+		c.stop()
+		h.none("after poststop", all)
+	}
+	if killed < 15 {
+		t.Errorf("killed at %d steps only", killed)
+	}
+	t.Logf("killed at %d steps", killed)
+}
+
+// Nobody but the hook and its like starts one.
+func TestStartedByHand(t *testing.T) {
 	for _, args := range [][]string{nil, {"serve"}, {"serve", "/x", "1:2", ""}, {"keep", "/x", "1:2", ""}, {"eat", "/x", "1:2", ""}} {
 		cmd := self(Name, args...)
 		if out, err := cmd.CombinedOutput(); err == nil {

@@ -143,7 +143,7 @@ func (p program) serve(spec names.Spec, pipe *os.File, wait func() error) (err e
 // start opens everything, waits until the firewall is there and starts the
 // engine.
 func (s *server) start(ctx context.Context, wait func() error, failed func(error)) (err error) {
-	make, ok := s.engines[bundle.Tier(s.spec.Tier)]
+	construct, ok := s.engines[bundle.Tier(s.spec.Tier)]
 	if !ok {
 		return fmt.Errorf("no engine for tier %.20q in this build", s.spec.Tier)
 	}
@@ -174,7 +174,7 @@ func (s *server) start(ctx context.Context, wait func() error, failed func(error
 	if s.listener, err = varlink.Listen(s.spec.Socket); err != nil {
 		return err
 	}
-	if s.engine, err = make(s.res); err != nil {
+	if s.engine, err = construct(s.res); err != nil {
 		return err
 	}
 	if err := wait(); err != nil {
@@ -375,7 +375,7 @@ func (s *server) finish() {
 	if s.listener == nil && n.Socket == s.spec.Socket { // that of the server before
 		_ = os.Remove(s.spec.Socket)
 	}
-	if err := errors.Join(b.RemoveNamer(), vacate(ctx, s.spec)); err != nil {
+	if err := errors.Join(b.RemoveNamer(), vacate(s.spec)); err != nil {
 		s.log.Error("forget this process", "err", err)
 	}
 }

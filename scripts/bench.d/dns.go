@@ -129,8 +129,8 @@ type contender struct {
 }
 
 // ours is the real hook and what it starts. Where resolve is set the zone is
-// on no list: names on none are resolved and open nothing, which leaves all
-// that the process does except its dealings with nf_tables.
+// on no list: names on none are resolved and open nothing. What is left out is
+// more than the calls of nf_tables: no account of learned addresses is kept.
 func ours(resolve bool) func(*box) (func() error, error) {
 	return func(x *box) (func() error, error) {
 		t, err := ruleset.Build(ruleset.Up, ruleset.Params{})

@@ -252,7 +252,7 @@ func (b *Bundle) Remove() error {
 		FileRuleset, FileUpstreamDNS, FileTier, FileLoopbackPorts,
 		FileProfileAllowed, FileProfileDomains, FileLiveAllowed, FileLiveDomains, FileDenyList, FileDeniedDomains,
 		FileContainerID, FileMetaPath, FileProcess, FileNetwork, FileErrorLog, FileAuditLog, FileAuditLogRotated,
-		FileUnsettled, FileRulesetFormat, FileProfileNames, FileProfileCache, FileDnsmasqConf, FileDnsmasqPID, FileResolvConf,
+		"dns.log", "dns.log.1", FileUnsettled, FileRulesetFormat, FileProfileNames, FileProfileCache, FileDnsmasqConf, FileDnsmasqPID, FileResolvConf,
 		FileUnlisted, FileListen, FileNamer, FileOwner, FileOpen,
 		"dnsmasq.log", "reader.pid", "reader.log", ".apparmor-probe.conf",
 		"terok-shield-hook", "terok-shield-bridge-hook", "_oci_state.py", "hooks", "run", "__pycache__",

@@ -715,3 +715,34 @@ func FuzzHandle(f *testing.F) {
 		}
 	})
 }
+
+// A container with many questions at once about names that are in the cache
+// gets an answer to each of them.
+func TestManyCachedQuestionsAtOnce(t *testing.T) {
+	w := newWorld(t, lines{profile: []string{"example.com"}}, func(q dns.Question, m *dns.Msg) {
+		m.Answer = append(m.Answer, record(t, q.Name+" 3600 IN A 203.0.113.1"))
+	})
+	w.ask("udp", "example.com", dns.TypeA, false)
+	// As many as wait at a time, each on a socket of its own: none can be
+	// lost on the way back.
+	const n = 3 * maxReady
+	var wg sync.WaitGroup
+	conns := make([]*dns.Conn, n)
+	for i := range conns {
+		conns[i] = &dns.Conn{Conn: w.dial("udp")}
+		conns[i].SetDeadline(time.Now().Add(10 * time.Second))
+	}
+	for _, c := range conns {
+		wg.Go(func() {
+			q := new(dns.Msg)
+			q.SetQuestion("example.com.", dns.TypeA)
+			if err := c.WriteMsg(q); err != nil {
+				t.Error(err)
+			}
+			if m, err := c.ReadMsg(); err != nil || len(m.Answer) != 1 {
+				t.Errorf("%v, %v", m, err)
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -63,18 +63,21 @@ func (e *Engine) serveUDP(ctx context.Context) error {
 	}
 }
 
-// turn is where a question takes its slot.
-func (e *Engine) turn(q question) chan struct{} {
+// pools are where a question can take its slot, of which those in the cache
+// have some to themselves; a nil one never has any.
+func (e *Engine) pools(q question) (own, all chan struct{}) {
 	if e.cache.has(q.key()) {
-		return e.ready
+		return e.ready, e.slots
 	}
-	return e.slots
+	return nil, e.slots
 }
 
 // later answers a question that has to wait, if not too many wait already.
 func (e *Engine) later(ctx context.Context, q question, from netip.AddrPort) {
-	slots := e.turn(q)
+	own, slots := e.pools(q)
 	select {
+	case own <- struct{}{}:
+		slots = own
 	case slots <- struct{}{}:
 	default:
 		return // as if it had been lost: it will be asked again
@@ -228,8 +231,10 @@ func (e *Engine) wait(ctx context.Context, q question) *dns.Msg {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	slots := e.turn(q)
+	own, slots := e.pools(q)
 	select {
+	case own <- struct{}{}:
+		defer func() { <-own }()
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
 	case <-ctx.Done():

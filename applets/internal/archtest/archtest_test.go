@@ -117,6 +117,8 @@ var never = []struct {
 	{"applets/nfthook", "github.com/miekg/dns", "every container start pays for what the hook links: no DNS library"},
 	{"applets/nfthook", "applets/internal/podman", "a hook asks no engine: the runtime told it everything"},
 	{"applets/nfthook", "applets/internal/config", "a hook reads the bundle, not the operator's configuration"},
+	{"applets/internal/child", "applets/internal/firewall", "how processes are started and ended has nothing to do with what they are for"},
+	{"applets/internal/roster", "applets/internal/firewall", "who lives in a network is known before anything is done to it"},
 	{"applets/internal/firewall", "os/exec", "the firewall is changed over netlink, never by a program"},
 	{"nl", "wire", "addresses cross as netip values"},
 	{"wire", "nl", "addresses cross as netip values"},

@@ -90,10 +90,10 @@ func (p *Process) Wait(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { p.f.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = p.f.SetReadDeadline(time.Unix(1, 0)) })
 	defer func() {
 		if !stop() {
-			p.f.SetReadDeadline(time.Time{})
+			_ = p.f.SetReadDeadline(time.Time{})
 		}
 	}()
 	var polled error

@@ -177,8 +177,9 @@ func TestWhatIsAcceptedIsFollowed(t *testing.T) {
 			t.Errorf("ParseTarget(%q): %v", in, err)
 			continue
 		}
-		if got := MergeNames(nil, []string{in}, nil); !cmp.Equal(got, []string{target.Name}) {
-			t.Errorf("MergeNames of %q = %q; want %q", in, got, target.Name)
+		n, _, err := NewNames(nil, []string{in}, nil)
+		if err != nil || !n.Decide(target.Name).Allowed {
+			t.Errorf("%q does not allow %q: %v", in, target.Name, err)
 		}
 	}
 }

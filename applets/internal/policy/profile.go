@@ -85,36 +85,3 @@ func Compose(profiles []Profile) Policy {
 	}
 	return p
 }
-
-// MergeNames is the list of domain names in force: those of the profiles,
-// then those allowed while the container runs, each once, in canonical form,
-// without those denied. A denied name takes away every entry of that name,
-// in whatever form either is written ("=name" takes "name" and "*.name",
-// too: rather too little is open than too much), and no other: an entry
-// below a denied name is the more particular decision and stays. What is not
-// a domain name is left out.
-func MergeNames(profile, live, denied []string) []string {
-	gone := make(map[string]bool, len(denied))
-	for _, s := range denied {
-		if t, err := ParseTarget(s); err == nil && t.IsName() {
-			gone[t.Name] = true
-		}
-	}
-	var names []string
-	seen := make(map[Target]bool)
-	for _, list := range [][]string{profile, live} {
-		for _, s := range list {
-			t, err := ParseTarget(s)
-			if err != nil || !t.IsName() || gone[t.Name] {
-				continue
-			}
-			key := t
-			key.Wildcard = false // the same meaning
-			if !seen[key] {
-				seen[key] = true
-				names = append(names, t.String())
-			}
-		}
-	}
-	return names
-}

@@ -81,42 +81,6 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-func TestMergeNames(t *testing.T) {
-	for _, tt := range []struct {
-		title                 string
-		profile, live, denied []string
-		want                  []string
-	}{
-		{"profile first, each once",
-			[]string{"b.example", "a.example"}, []string{"c.example", "A.example."}, nil,
-			[]string{"b.example", "a.example", "c.example"}},
-		{"denied beats both",
-			[]string{"b.example", "a.example"}, []string{"c.example"}, []string{"A.EXAMPLE", "c.example"},
-			[]string{"b.example"}},
-		{"a denied name takes the wildcard",
-			[]string{"*.a.example"}, nil, []string{"a.example"}, nil},
-		{"a denied wildcard takes the name",
-			[]string{"a.example", "=a.example"}, nil, []string{"*.a.example"}, nil},
-		{"a denied exact name takes the wider ones: closed rather than open",
-			[]string{"a.example", "b.example"}, nil, []string{"=a.example"}, []string{"b.example"}},
-		{"the more particular entry stays",
-			[]string{"a.example"}, []string{"x.a.example"}, []string{"a.example"}, []string{"x.a.example"}},
-		{"nothing above a denied name goes",
-			[]string{"a.example"}, nil, []string{"x.a.example"}, []string{"a.example"}},
-		{"no names",
-			[]string{"192.0.2.1", "localhost", "", "#x", "-f", "ok.example"}, []string{"::1"}, []string{"junk", "192.0.2.1"},
-			[]string{"ok.example"}},
-		{"forms are kept, the same meaning is not repeated",
-			[]string{"=a.example", "*.a.example", "a.example"}, nil, nil, []string{"=a.example", "*.a.example"}},
-	} {
-		t.Run(tt.title, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, MergeNames(tt.profile, tt.live, tt.denied)); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
-	}
-}
-
 func FuzzParseProfile(f *testing.F) {
 	for _, s := range []string{"", "#", "a.b\n=c.d\n*.e.f", "1.2.3.4\r\n::/0", "a.b c", "\xff\n", "\n\n-x", "a.b\x00"} {
 		f.Add([]byte(s))
@@ -145,18 +109,6 @@ func FuzzParseProfile(f *testing.F) {
 		}
 		if diff := cmp.Diff(p, again, comparePrefixes); diff != "" {
 			t.Errorf("-first +again:\n%s", diff)
-		}
-		var names []string
-		for _, e := range p.Entries {
-			names = append(names, e.String())
-		}
-		composed := Compose([]Profile{p})
-		merged := MergeNames(names, nil, nil)
-		if len(merged) != len(composed.Names) {
-			t.Errorf("MergeNames %q, Compose %v", merged, composed.Names)
-		}
-		if left := MergeNames(names, nil, names); left != nil {
-			t.Errorf("all denied, but %q left", left)
 		}
 	})
 }
