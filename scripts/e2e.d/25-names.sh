@@ -140,6 +140,35 @@ test_first_attempt_with_network_none() {
   expect_passes c tcp 203.0.113.10
 }
 
+# ---- what is denied stops
+
+test_deny_of_a_name_cuts_a_download() {
+  shield setup
+  profile p allowed.test other.test
+  launch c p "$image" sh -c "$(download allowed.test)"
+  launch other p "$image" sh -c "$(download allowed.test)"
+  growing "$tmp/c.out" || die "the download does not run"
+  growing "$tmp/other.out" || die "the other download does not run"
+  equal "page of other.test" "$(page c http://other.test/)" yes
+  shield deny c allowed.test
+  within 5 standing "$tmp/c.out" || die "the download goes on after deny"
+  growing "$tmp/other.out" || die "deny stopped another container"
+  equal "page of other.test" "$(page c http://other.test/)" yes
+  equal "page of allowed.test" "$(page c http://allowed.test/)" no
+}
+
+# Where a container's own loopback is not that of its network namespace (krun).
+test_listens_where_a_virtual_machine_sees_it() {
+  shield setup
+  profile p allowed.test
+  local flags
+  mapfile -t flags < <(shield prepare c --profiles p --runtime krun --json | tr -d '[]' | sed 's/","/"\n"/g' | sed 's/^"//; s/"$//')
+  podman run -d "${flags[@]}" "$image" sleep 600
+  contains "resolv.conf" "$(podman exec c cat /etc/resolv.conf)" 169.254.1.3
+  equal "page of allowed.test" "$(page c http://allowed.test/)" yes
+  equal "page of other.test" "$(page c http://other.test/)" no
+}
+
 # ---- refusals
 
 test_refusal_is_said() {

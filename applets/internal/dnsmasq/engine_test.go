@@ -117,12 +117,6 @@ func (w *world) serve(rw dns.ResponseWriter, q *dns.Msg) {
 	rw.WriteMsg(a)
 }
 
-func (w *world) set(name string, records ...string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.zone[name] = records
-}
-
 func (w *world) wasAsked(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
