@@ -36,13 +36,13 @@ func living(spec names.Spec, known []roster.Member) []roster.Member {
 
 // outlive returns when no container is left in the namespace, or ctx ends. It
 // waits for one after the other: which of them ends last does not matter.
-func outlive(ctx context.Context, spec names.Spec, log *slog.Logger) error {
+func outlive(ctx context.Context, spec names.Spec, log *slog.Logger) {
 	const again = time.Second // after something that should not happen
 	var known []roster.Member
 	for {
 		known = living(spec, known)
 		if len(known) == 0 && vacant(ctx, spec, log) {
-			return ctx.Err()
+			return
 		}
 		for _, m := range known {
 			p, err := child.Open(m.PID, m.Start)
@@ -54,7 +54,7 @@ func outlive(ctx context.Context, spec names.Spec, log *slog.Logger) error {
 				p.Close()
 			}
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return
 			}
 			if err != nil {
 				log.Error("cannot watch a container", "err", err)

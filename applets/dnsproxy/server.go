@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -32,6 +33,9 @@ const (
 	// this one from its own.
 	handover      = 2 * time.Second
 	handoverPause = 10 * time.Millisecond
+	// gcPercent is how much the heap grows between collections: there is a
+	// process per container, most of which have little to do.
+	gcPercent = 50
 	// endTimeout is how long the end of a part is waited for.
 	endTimeout = time.Second
 )
@@ -52,6 +56,7 @@ type server struct {
 
 // serve is the server.
 func (p program) serve(spec names.Spec, pipe *os.File, wait func() error) (err error) {
+	debug.SetGCPercent(gcPercent)
 	report, err := child.Pollable(names.FileReport)
 	if err != nil {
 		return err
@@ -88,7 +93,7 @@ func (p program) serve(spec names.Spec, pipe *os.File, wait func() error) (err e
 	}
 	stop()
 	pipe.Close()
-	served, err := s.publish(ctx)
+	served, err := s.publish(ctx, cancel)
 	if err == nil {
 		_, err = fmt.Fprintln(report, names.Ready)
 		report.Close()
@@ -103,10 +108,15 @@ func (p program) serve(spec names.Spec, pipe *os.File, wait func() error) (err e
 		fmt.Fprintln(report, cmdenv.Printable(err.Error()))
 		return err
 	}
-	guarded := make(chan error, 1)
-	go func() { guarded <- s.guard(ctx) }()
-	outlived := make(chan error, 1)
-	go func() { outlived <- outlive(ctx, spec, s.log) }()
+	guarded := make(chan struct{})
+	go func() {
+		defer close(guarded)
+		cancel(s.guard(ctx))
+	}()
+	go func() {
+		outlive(ctx, spec, s.log)
+		cancel(errEnd)
+	}()
 	entitle(Name)
 	s.log.Info("ready", "tier", spec.Tier, "restarts", spec.Restarts)
 	if spec.Roster != "" {
@@ -117,14 +127,6 @@ func (p program) serve(spec names.Spec, pipe *os.File, wait func() error) (err e
 	case <-ctx.Done():
 	case err := <-failed:
 		cancel(fmt.Errorf("the engine failed: %w", err))
-	case err := <-served:
-		cancel(fmt.Errorf("serve %s: %w", names.InterfaceName, err))
-		served <- err
-	case <-guarded: // the keeper was told to end
-		cancel(errEnd)
-		guarded <- nil
-	case <-outlived:
-		cancel(errEnd)
 	}
 	err = context.Cause(ctx)
 	s.log.Info("end", "why", err)
@@ -279,28 +281,33 @@ func (s service) Status() names.Status {
 	return st
 }
 
-// publish serves the interface until ctx ends, and records the process.
-func (s *server) publish(ctx context.Context) (served chan error, err error) {
-	served = make(chan error, 1)
+// publish serves the interface until ctx ends, or cancels it if that fails, and
+// records the process. served is closed when nobody is served any more.
+func (s *server) publish(ctx context.Context, cancel context.CancelCauseFunc) (served <-chan struct{}, err error) {
+	done := make(chan struct{})
 	srv, err := varlink.NewServer(varlink.Config{
 		Info:       varlink.Info{Vendor: "terok-ai", Product: child.Name, Version: cmdenv.Version(), URL: "https://github.com/terok-ai/terok-box"},
 		Interfaces: []varlink.Interface{names.Interface(service{s.engine, s.spec.Restarts}, resources.Varlink(names.InterfaceName))},
 		Log:        s.log,
 	})
 	if err != nil {
-		served <- err
-		return served, err
+		close(done)
+		return done, err
 	}
-	go func() { served <- srv.Serve(ctx, s.listener) }()
+	go func() {
+		defer close(done)
+		err := srv.Serve(ctx, s.listener)
+		cancel(fmt.Errorf("serve %s: %w", names.InterfaceName, err))
+	}()
 	self, err := bundle.ProcessOf(os.Getpid(), s.spec.NetNS)
 	if err != nil {
-		return served, err
+		return done, err
 	}
-	return served, s.res.Bundle.SetNamer(bundle.Namer{PID: self.PID, Start: self.Start, Socket: s.spec.Socket})
+	return done, s.res.Bundle.SetNamer(bundle.Namer{PID: self.PID, Start: self.Start, Socket: s.spec.Socket})
 }
 
-// guard keeps a keeper running until ctx ends. It returns errEnd if the keeper
-// was told to end.
+// guard keeps a keeper running until ctx ends, and returns its cause, or errEnd
+// if the keeper was told to end.
 func (s *server) guard(ctx context.Context) error {
 	wait := backoff{pace: s.pace}
 	for {

@@ -40,7 +40,7 @@ func (h *host) zombies() (found []string) {
 		if err != nil {
 			continue
 		}
-		for _, c := range strings.Fields(string(children)) {
+		for c := range strings.FieldsSeq(string(children)) {
 			if stat, err := os.ReadFile("/proc/" + c + "/stat"); err == nil && strings.Contains(string(stat), ") Z ") {
 				found = append(found, string(stat))
 			}

@@ -14,12 +14,14 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/podman"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nft"
+	"github.com/terok-ai/terok-box/resources"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
 )
 
 type environmentCmd struct {
-	JSON bool `name:"json" help:"Print a JSON object."`
+	JSON     bool `name:"json" help:"Print a JSON object."`
+	AppArmor bool `name:"apparmor" help:"Print what AppArmor's profile of dnsmasq needs in addition for dns.tier: dnsmasq, and how to install it."`
 }
 
 // environment is what this host offers; its JSON is that of check-environment.
@@ -32,6 +34,10 @@ type environment struct {
 }
 
 func (c environmentCmd) Run(a *app) error {
+	if c.AppArmor {
+		a.printf("%s", resources.AppArmorDnsmasq())
+		return nil
+	}
 	cfg, err := a.config()
 	if err != nil {
 		return err

@@ -213,9 +213,9 @@ func (c *Conn) Receive(f func(Packet)) error {
 	for range maxDrain {
 		n, err := c.read(packets == 0)
 		switch {
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			return nil
-		case err == unix.EINTR || err == unix.ENOBUFS: // what was lost shows in the next number
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS): // what was lost shows in the next number
 			continue
 		case err != nil:
 			return fmt.Errorf("read logged packets: %w", err)

@@ -165,8 +165,7 @@ func (c *Client) exchange(ctx context.Context, method string, in, out any, more 
 				return
 			}
 		}
-		var reply *Error
-		if !errors.As(err, &reply) {
+		if _, ok := errors.AsType[*Error](err); !ok {
 			c.broken = true
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)

@@ -317,8 +317,7 @@ func dial(ctx context.Context, path string) (*net.UnixConn, error) {
 // cause is the error that the system gave: what package net says about it
 // names the address, which the caller knows better.
 func cause(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno
 	}
 	return err

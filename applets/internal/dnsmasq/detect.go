@@ -20,7 +20,7 @@ import (
 var (
 	ErrMissing  = errors.New("dnsmasq is not installed; install it (on Debian, dnsmasq-base)")
 	ErrNoNftset = errors.New("this dnsmasq was built without nftset; install one of version 2.87 or later that has it")
-	ErrConfined = errors.New("dnsmasq is kept from the state directory by AppArmor, SELinux or its permissions; with AppArmor add what terok-box carries as usr.sbin.dnsmasq to /etc/apparmor.d/local/usr.sbin.dnsmasq and run apparmor_parser -r /etc/apparmor.d/usr.sbin.dnsmasq")
+	ErrConfined = errors.New("dnsmasq is kept from the state directory by AppArmor, SELinux or its permissions; with AppArmor, terok-shield check-environment --apparmor prints what its profile of dnsmasq needs in addition")
 )
 
 // detectTimeout is for each of the two programs that Detect runs.

@@ -78,7 +78,7 @@ func (g *gap) relay(ctx context.Context) {
 	}
 	var all []question
 	buf := make([]byte, maxQuestion)
-	g.conn.SetReadDeadline(time.Now().Add(time.Millisecond)) // what is there already
+	_ = g.conn.SetReadDeadline(time.Now().Add(time.Millisecond)) // what is there already
 	for len(all) < maxRelayed {
 		n, from, err := g.conn.ReadFromUDPAddrPort(buf)
 		if err != nil {

@@ -3,7 +3,6 @@ package static
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -63,7 +62,7 @@ func TestRebinding(t *testing.T) {
 	t.Cleanup(func() { server.Shutdown() })
 
 	ns := kerneltest.NewNS(t)
-	r := tier.Resources{Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	r := tier.Resources{Log: slog.New(slog.DiscardHandler)}
 	var fw *nft.Conn
 	if err := ns.Do(func() (err error) {
 		if fw, err = nft.Dial(); err == nil {

@@ -129,7 +129,7 @@ func in(t *testing.T, do func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, fw: &firewall{until: map[netip.Addr]time.Time{}}, asked: map[string][]time.Time{}}
 		w.answer = func(string) (found, error) { return found{}, resolve.ErrNoSuchName }
-		w.e = newEngine(slog.New(slog.NewTextHandler(io.Discard, nil)),
+		w.e = newEngine(slog.New(slog.DiscardHandler),
 			w.fw, nil,
 			func() ([]string, []string, []string, error) {
 				w.mu.Lock()
