@@ -9,7 +9,7 @@ import (
 
 const (
 	maxEntries = 10_000
-	maxBytes   = 8 << 20
+	maxBytes   = 4 << 20
 	// entryOverhead is about what an entry takes besides its records, in
 	// bytes.
 	entryOverhead = 400
@@ -59,6 +59,22 @@ func (c *cache) has(k key) bool {
 	defer c.mu.Unlock()
 	place, ok := c.entries[k]
 	return ok && time.Now().Before(place.Value.(*cached).res.until)
+}
+
+// peek is the answer from the cache, or nil.
+func (c *cache) peek(k key) *result {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	place, ok := c.entries[k]
+	if !ok {
+		return nil
+	}
+	res := place.Value.(*cached).res
+	if !time.Now().Before(res.until) {
+		return nil
+	}
+	c.order.MoveToFront(place)
+	return res
 }
 
 // get is the answer from the cache, or else what ask finds, which is called

@@ -148,10 +148,13 @@ func (q question) because(rcode int, info uint16, text string) *dns.Msg {
 
 // pack is the message on the wire, cut to what the asker takes; nil if it
 // cannot be sent.
-func (q question) pack(m *dns.Msg) []byte {
+func (q question) pack(m *dns.Msg) []byte { return q.packInto(nil, m) }
+
+// packInto is pack, into a buffer if that is large enough.
+func (q question) packInto(buf []byte, m *dns.Msg) []byte {
 	m.Compress = true
 	m.Truncate(max(q.size, minUDP))
-	b, err := m.Pack()
+	b, err := m.PackBuffer(buf)
 	if err != nil && q.msg != nil { // because of records from outside; none should be so
 		b, err = q.reply(dns.RcodeServerFailure).Pack()
 	}
@@ -295,7 +298,13 @@ func (e *Engine) resolve(ctx context.Context, q question) *dns.Msg {
 		if m != nil {
 			return m
 		}
-		if m, ok := e.answer(ctx, q, l, v, res); ok {
+		if m, ok := e.answer(q, l, v, res, func(addrs []netip.Addr, ttl time.Duration) error {
+			answers := make([]learned.Answer, len(addrs))
+			for i, a := range addrs {
+				answers[i] = learned.Answer{Addr: a, TTL: ttl}
+			}
+			return e.set.Learn(ctx, q.name, answers)
+		}); ok {
 			return m
 		}
 	}
@@ -304,9 +313,33 @@ func (e *Engine) resolve(ctx context.Context, q question) *dns.Msg {
 	return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why)
 }
 
-// answer is the answer by some lists. ok is false if they are not in force any
-// more.
-func (e *Engine) answer(ctx context.Context, q question, l *lists, v verdict, res *result) (m *dns.Msg, ok bool) {
+// errLater says that more is to be done than can be at once.
+var errLater = errors.New("the firewall has to be waited for")
+
+// atOnce is the answer from the cache where that waits for nobody: its
+// addresses are in the firewall for long enough. It is nil if there is more to
+// do.
+func (e *Engine) atOnce(q question, l *lists, v verdict) *dns.Msg {
+	res := e.cache.peek(q.key())
+	if res == nil || len(res.hidden) > 0 { // about which files say more
+		return nil
+	}
+	m, ok := e.answer(q, l, v, res, func(addrs []netip.Addr, ttl time.Duration) error {
+		if !e.set.TryLearn(q.name, addrs, ttl) {
+			return errLater
+		}
+		return nil
+	})
+	if !ok {
+		return nil
+	}
+	e.cached.Add(1)
+	return m
+}
+
+// answer is the answer by some lists, once learn has opened its addresses. ok
+// is false if the lists are not in force any more, or learn says errLater.
+func (e *Engine) answer(q question, l *lists, v verdict, res *result, learn func([]netip.Addr, time.Duration) error) (m *dns.Msg, ok bool) {
 	if res.failure != "" {
 		e.report(q, names.Failed, res.failure, nil)
 		return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError, res.failure), true
@@ -323,13 +356,9 @@ func (e *Engine) answer(ctx context.Context, q question, l *lists, v verdict, re
 	if len(res.addrs) > 0 && v == seen {
 		e.set.See(q.name, res.addrs)
 	} else if len(res.addrs) > 0 {
-		answers := make([]learned.Answer, len(res.addrs))
-		for i, a := range res.addrs {
-			answers[i] = learned.Answer{Addr: a, TTL: time.Duration(ttl) * time.Second}
-		}
-		switch err := e.set.Learn(ctx, q.name, answers); {
+		switch err := learn(res.addrs, time.Duration(ttl)*time.Second); {
 		case err == nil:
-		case errors.Is(err, learned.ErrNotAllowed): // since a moment ago
+		case errors.Is(err, errLater), errors.Is(err, learned.ErrNotAllowed): // since a moment ago
 			return nil, false
 		default:
 			why := "its addresses cannot be opened"

@@ -38,7 +38,8 @@ const (
 // here, in order: it costs so little that a flood of it leaves room for the
 // others.
 func (e *Engine) serveUDP(ctx context.Context) error {
-	buf := make([]byte, 64<<10)
+	// One byte more than a question may have, and the answers.
+	buf, out := make([]byte, maxQuery+1), make([]byte, maxUDP+1)
 	for {
 		n, from, err := e.r.UDP.ReadFromUDPAddrPort(buf)
 		switch {
@@ -52,13 +53,18 @@ func (e *Engine) serveUDP(ctx context.Context) error {
 		}
 		q, m, ok := read(buf[:n], false)
 		if ok {
-			if m, _ = e.decide(e.lists.Load(), q); m == nil {
+			var v verdict
+			l := e.lists.Load()
+			if m, v = e.decide(l, q); m == nil {
+				m = e.atOnce(q, l, v)
+			}
+			if m == nil {
 				e.later(ctx, q, from)
 				continue
 			}
 		}
 		if m != nil {
-			e.sendUDP(q.pack(m), from)
+			e.sendUDP(q.packInto(out, m), from)
 		}
 	}
 }

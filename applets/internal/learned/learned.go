@@ -30,7 +30,7 @@ const (
 	extra = 5 * time.Minute
 
 	defaultMaxAddrs = 16384
-	defaultMaxPairs = 65536
+	defaultMaxPairs = 16384
 	maxOwners       = 16  // names that are remembered as owners of one address
 	maxBatch        = 256 // addresses of one transaction
 	maxQueue        = 4096
@@ -60,7 +60,7 @@ type Options struct {
 	Kernel   Kernel
 	Cut      func([]netip.Addr) (int, error) // ends connections to addresses
 	MaxAddrs int                             // in the firewall; 0: 16,384
-	MaxPairs int                             // of an address and a name, remembered; 0: 65,536
+	MaxPairs int                             // of an address and a name, remembered; 0: 16,384
 }
 
 // Answer is an address that the container is about to be answered with.
@@ -197,6 +197,31 @@ func (s *Set) Learn(ctx context.Context, name string, answers []Answer) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// TryLearn is Learn where that does not wait for a transaction: where all the
+// addresses can be reached for long enough already. If it reports false it has
+// done nothing.
+func (s *Set) TryLearn(name string, addrs []netip.Addr, ttl time.Duration) bool {
+	if ttl > MaxTTL {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.allowed != nil && !s.allowed(name) {
+		return false
+	}
+	now := time.Now()
+	s.check(now)
+	for _, a := range addrs {
+		if !s.fresh(Answer{Addr: a, TTL: ttl}, now) {
+			return false
+		}
+	}
+	for _, a := range addrs {
+		s.own(a, name, now)
+	}
+	return true
 }
 
 // submit queues an op and releases the lock.
@@ -477,7 +502,7 @@ func (s *Set) evict(add map[netip.Addr]nft.Learned, now time.Time) (evicted []ne
 		addr  netip.Addr
 		until time.Time
 	}
-	var all []candidate
+	all := make([]candidate, 0, len(s.entries))
 	for a, e := range s.entries {
 		if _, wanted := add[a]; !wanted {
 			all = append(all, candidate{a, e.until})
