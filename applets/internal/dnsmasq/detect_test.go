@@ -59,7 +59,7 @@ func TestDetectFails(t *testing.T) {
 	}{
 		"without nftset": {"echo 'Compile time options: IPv6 no-nftset auth'\n", ErrNoNftset, "2.87"},
 		"configuration": {strings.Replace(args, "V", version, 1) + `echo "dnsmasq: cannot read $conf: Permission denied" >&2; exit 1`,
-			ErrConfined, "apparmor_parser"},
+			ErrConfined, "check-environment --apparmor"},
 		"pid file": {strings.Replace(args, "V", version, 1) + `echo "dnsmasq: cannot open or create PID file ${conf%conf}pid: Permission denied" >&2; exit 5`,
 			ErrConfined, "dnsmasq.pid"},
 		"something else": {strings.Replace(args, "V", version, 1) + `echo "dnsmasq: bad option" >&2; exit 1`, nil, "bad option"},
