@@ -257,6 +257,28 @@ func ListenTCP(t testing.TB, ns *netns.NS, at netip.AddrPort) *net.TCPListener {
 	return l.(*net.TCPListener)
 }
 
+// ListenLoopback listens on UDP and TCP at one free port of 127.0.0.1 in the
+// network namespace of the tests, as a name server does.
+func ListenLoopback(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	const tries = 20 // what is free for the one may not be for the other
+	var err error
+	for range tries {
+		var l net.Listener
+		var c net.PacketConn
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			break
+		}
+		if c, err = net.ListenPacket("udp", l.Addr().String()); err == nil {
+			t.Cleanup(func() { l.Close(); c.Close() })
+			return c, l
+		}
+		l.Close()
+	}
+	t.Fatal(err)
+	return nil, nil
+}
+
 var listenConfig = net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) (err error) {
 	level, option := unix.SOL_IP, unix.IP_FREEBIND
 	if strings.HasSuffix(network, "6") {

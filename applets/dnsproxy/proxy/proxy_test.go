@@ -92,14 +92,7 @@ func newWorld(t testing.TB, l lines, f func(q dns.Question, m *dns.Msg)) *world 
 	w := &world{t: t, internet: &internet{f: f}, ns: kerneltest.NewNS(t)}
 
 	// The internet is in the test's own namespace.
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := kerneltest.ListenLoopback(t)
 	for _, s := range []*dns.Server{{PacketConn: udp, Handler: w.internet}, {Listener: tcp, Handler: w.internet}} {
 		go s.ActivateAndServe()
 		t.Cleanup(func() { s.Shutdown() })
@@ -109,6 +102,7 @@ func newWorld(t testing.TB, l lines, f func(q dns.Question, m *dns.Msg)) *world 
 		t.Fatal(err)
 	}
 
+	var err error
 	if w.bundle, err = bundle.Create(filepath.Join(t.TempDir(), "sd")); err != nil {
 		t.Fatal(err)
 	}
