@@ -82,11 +82,36 @@ func NewServer(c Config) (*Server, error) {
 // returns, all calls have ended. A method that panics is a defect and ends
 // the process, as anywhere else.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	a := accepter{limit: s.MaxConns, log: s.Log, peer: s.peer}
+	return a.run(ctx, l, func(ctx context.Context, conn *net.UnixConn, peer Peer) {
+		h := &connection{Server: s, conn: conn, peer: peer, in: frames{conn: conn, limit: s.MaxRequest, wait: s.MessageTimeout}}
+		if err := h.serve(ctx); err != nil && ctx.Err() == nil {
+			s.Log.Debug("connection closed", "err", err, "pid", peer.PID)
+		}
+	})
+}
+
+// Accept is for servers that speak something else: it calls serve, each time
+// in a goroutine of its own, for every process of our own user that connects,
+// up to a number at a time. It does so until ctx ends, which is not an error,
+// or the listener fails. It closes the listener and all connections, and when
+// it returns, all calls of serve have.
+func Accept(ctx context.Context, l net.Listener, limit int, log *slog.Logger, serve func(context.Context, *net.UnixConn, Peer)) error {
+	return accepter{limit, log, ownPeer}.run(ctx, l, serve)
+}
+
+type accepter struct {
+	limit int
+	log   *slog.Logger
+	peer  func(*net.UnixConn) (Peer, error)
+}
+
+func (a accepter) run(ctx context.Context, l net.Listener, serve func(context.Context, *net.UnixConn, Peer)) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conns := connections{limit: s.MaxConns, open: make(map[*net.UnixConn]bool)}
+	conns := connections{limit: a.limit, open: make(map[*net.UnixConn]bool)}
 	wg.Go(func() {
 		<-ctx.Done()
 		l.Close()
@@ -105,7 +130,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return nil
 		case err != nil && passes(err):
-			s.Log.Warn("cannot accept a connection now", "err", err)
+			a.log.Warn("cannot accept a connection now", "err", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
@@ -121,15 +146,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			c.Close()
 			return fmt.Errorf("accept connections: %s is not a Unix socket", l.Addr())
 		}
-		peer, err := s.peer(conn)
+		peer, err := a.peer(conn)
 		if err != nil {
-			s.Log.Warn("connection refused", "err", err)
+			a.log.Warn("connection refused", "err", err)
 			conn.Close()
 			continue
 		}
 		if !conns.add(conn) {
 			if !full {
-				s.Log.Warn("connection refused: too many", "limit", s.MaxConns, "pid", peer.PID)
+				a.log.Warn("connection refused: too many", "limit", a.limit, "pid", peer.PID)
 			}
 			full = true
 			conn.Close()
@@ -138,10 +163,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		full = false
 		wg.Go(func() {
 			defer conns.remove(conn)
-			h := &connection{Server: s, conn: conn, peer: peer, in: frames{conn: conn, limit: s.MaxRequest, wait: s.MessageTimeout}}
-			if err := h.serve(ctx); err != nil && ctx.Err() == nil {
-				s.Log.Debug("connection closed", "err", err, "pid", peer.PID)
-			}
+			serve(ctx, conn, peer)
 		})
 	}
 }
