@@ -1,15 +1,20 @@
 // Package control is what a command tells the process that works on one
-// container's firewall, and what that answers: JSON objects, one request and
-// one response.
+// container's firewall, and what that answers. A process that a command
+// started reads one request from a pipe and writes one response, JSON objects
+// both. The container's supervisor serves the same as the varlink interface
+// org.terok.ShieldControl1.
 //
-// It must never import anything but the standard library.
+// It must never import anything but the standard library and wire/varlink.
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
+	"time"
 )
 
 // MaxMessage bounds a request or response, in bytes. A response carries at
@@ -33,7 +38,13 @@ const (
 	OpSync       Op = "sync"       // sets are made what the state files say → Applied: addresses learned because of names
 )
 
-// Request is one operation on one container.
+// ops are all of them.
+func ops() []Op {
+	return []Op{OpState, OpRules, OpVerify, OpUp, OpDown, OpDisengage, OpQuarantine, OpAllow, OpDeny, OpSync}
+}
+
+// Request is one operation on one container. StateDir, PID and NetNS are
+// never sent to a supervisor, which knows its container.
 type Request struct {
 	Op        Op       `json:"op"`
 	Container string   `json:"container"` // as the operator calls it: for messages and the audit log
@@ -54,6 +65,46 @@ type Response struct {
 	Listing string   `json:"listing,omitempty"`
 	Applied []string `json:"applied,omitempty"`
 	Warning string   `json:"warning,omitempty"`
+}
+
+// Service is what a supervisor does for commands. Implementations are safe
+// for concurrent use.
+type Service interface {
+	// Perform carries out a request on the supervisor's own container.
+	Perform(ctx context.Context, req Request) Response
+	// Packets calls f with every packet that the container's firewall logs
+	// from now on, until ctx ends or f fails. Whoever is too slow misses
+	// packets, and the next one counts them.
+	Packets(ctx context.Context, f func(Packet) error) error
+	Status() Status
+}
+
+// Packet is one packet that the container's firewall logged.
+type Packet struct {
+	Time   time.Time  // UTC, microseconds
+	Prefix string     // what the rule says, as it stands there
+	Dest   netip.Addr //
+	Proto  uint8      // IP protocol number
+	Port   uint16     // destination's; 0 if the protocol has none
+	Lost   int64      // packets before this one that this watcher did not get
+}
+
+// Status is for people and tests.
+type Status struct {
+	Container   string `json:"container"`   // as the operator calls it
+	ID          string `json:"id"`          // the first 12 digits of its id
+	PID         int    `json:"pid"`         // of the supervisor
+	Uptime      int64  `json:"uptime"`      // of that process, in seconds
+	Restarts    int    `json:"restarts"`    // of the supervisor, since the container started
+	Packets     int64  `json:"packets"`     // logged, since the process started, as all of the following
+	Lost        int64  `json:"lost"`        // of these, never seen because there were too many
+	Asked       int64  `json:"asked"`       // questions put to whoever can answer
+	Suppressed  int64  `json:"suppressed"`  // of the packets, repetitions of what was asked a moment ago
+	Subscribers int    `json:"subscribers"` // who gets the questions now
+	Pending     int    `json:"pending"`     // questions that nobody has answered yet
+	Hub         bool   `json:"hub"`         // this process passes the questions on; else whoever serves their socket
+	HubPID      int    `json:"hub_pid"`     // that process; 0 if nobody serves it
+	Trouble     string `json:"trouble"`     // what does not work now, a line each, for people; "" if nothing
 }
 
 // Read decodes one message that must fill r to its end.
