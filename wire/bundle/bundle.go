@@ -254,7 +254,8 @@ func (b *Bundle) Remove() error {
 		FileContainerID, FileMetaPath, FileProcess, FileNetwork, FileErrorLog, FileAuditLog, FileAuditLogRotated,
 		"dns.log", "dns.log.1", FileUnsettled, FileRulesetFormat, FileProfileNames, FileProfileCache, FileDnsmasqConf, FileDnsmasqPID, FileResolvConf,
 		FileUnlisted, FileListen, FileNamer, FileOwner, FileOpen,
-		"dnsmasq.log", "reader.pid", "reader.log", ".apparmor-probe.conf",
+		FileSupervisor, FilePending, "supervisor.log", "supervisor.log.1",
+		"dnsmasq.log", FileReaderPID, "reader.log", ".apparmor-probe.conf",
 		"terok-shield-hook", "terok-shield-bridge-hook", "_oci_state.py", "hooks", "run", "__pycache__",
 		lockFile,
 	} {

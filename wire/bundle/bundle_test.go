@@ -103,6 +103,7 @@ func accessors() []accessor {
 	netw := Network{Mode: "slirp4netns", Hosts: addrs("10.0.2.2", "fd00::2")}
 	krun := netip.MustParseAddr("169.254.1.3")
 	namer := Namer{PID: 42, Start: 7, Socket: "/run/user/1000/terok/dns/x.sock"}
+	asker := Supervisor{42, 7, "/a", "/b", "/c", ""}
 	return []accessor{
 		{FileRuleset, nil, reader((*Bundle).Ruleset), writer((*Bundle).SetRuleset, ruleset), ruleset, ruleset, maxRuleset},
 		{FileUpstreamDNS, netip.Addr{}, reader((*Bundle).UpstreamDNS), writer((*Bundle).SetUpstreamDNS, dns), dns, "169.254.1.1\n", maxSmall},
@@ -121,6 +122,8 @@ func accessors() []accessor {
 		{FileUnlisted, false, reader((*Bundle).ResolveUnlisted), writer((*Bundle).SetResolveUnlisted, true), true, "resolve\n", maxSmall},
 		{FileListen, defaultListen, reader((*Bundle).Listen), writer((*Bundle).SetListen, krun), krun, "169.254.1.3\n", maxSmall},
 		{FileNamer, Namer{}, reader((*Bundle).Namer), writer((*Bundle).SetNamer, namer), namer, `{"pid":42,"start":7,"socket":"/run/user/1000/terok/dns/x.sock"}` + "\n", maxSmall},
+		{FileSupervisor, Supervisor{}, reader((*Bundle).Supervisor), writer((*Bundle).SetSupervisor, asker), asker, `{"pid":42,"start":7,"control":"/a","events":"/b","clearance":"/c","verdict":""}` + "\n", maxRecord},
+		{FilePending, []byte(nil), reader((*Bundle).Pending), writer((*Bundle).SetPending, []byte("{}\n")), []byte("{}\n"), "{}\n", maxPending},
 		{FileOwner, "", reader((*Bundle).Owner), writer((*Bundle).SetOwner, "/a b"), "/a b", "/a b\n", maxSmall},
 		{FileDnsmasqConf, []byte(nil), reader((*Bundle).DnsmasqConf), writer((*Bundle).SetDnsmasqConf, []byte("port=53\n")), []byte("port=53\n"), "port=53\n", maxList},
 	}
