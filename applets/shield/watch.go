@@ -11,6 +11,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/audit"
 	"github.com/terok-ai/terok-box/nl/nflog"
+	"github.com/terok-ai/terok-box/wire/ascii"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
 )
@@ -70,7 +71,7 @@ func (e event) line() string {
 	} {
 		if i < 4 || m.value != "" {
 			key(m.name)
-			out = audit.AppendString(out, m.value)
+			out = ascii.AppendString(out, m.value)
 		}
 	}
 	for _, m := range [...]struct {
@@ -91,7 +92,7 @@ func (e event) line() string {
 				if i > 0 {
 					out = append(out, ',')
 				}
-				out = audit.AppendString(out, a)
+				out = ascii.AppendString(out, a)
 			}
 			out, sep = append(out, ']'), ','
 		}

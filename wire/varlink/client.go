@@ -18,6 +18,7 @@ const MaxReply = 16 << 20
 // Errors of a Client, besides *Error and those of the context and system.
 var (
 	ErrForeign  = errors.New("the process at the other end belongs to another user")
+	ErrNotSent  = errors.New("the call was not sent, so it was not carried out")
 	ErrHungUp   = errors.New("the server has closed the connection")
 	ErrProtocol = errors.New("the server does not keep to the protocol")
 	ErrUnusable = errors.New("the connection was given up with an earlier call; connect again")
@@ -51,16 +52,8 @@ func Dial(ctx context.Context, path string) (*Client, error) { return Dialer{}.D
 // Dial connects to the socket at a path. The server must be of our own user,
 // or the error is ErrForeign.
 func (d Dialer) Dial(ctx context.Context, path string) (*Client, error) {
-	conn, err := dial(ctx, path)
+	conn, peer, err := d.connect(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", quote(path), err)
-	}
-	if d.peer == nil {
-		d.peer = ownPeer
-	}
-	peer, err := d.peer(conn)
-	if err != nil {
-		conn.Close()
 		return nil, fmt.Errorf("connect to %s: %w", quote(path), err)
 	}
 	return &Client{
@@ -69,6 +62,32 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Client, error) {
 		in:   frames{conn: conn, limit: cmp.Or(d.MaxReply, MaxReply)},
 		turn: make(chan struct{}, 1),
 	}, nil
+}
+
+// Connect connects to the socket at a path as Dial does, for what is not
+// varlink.
+func Connect(ctx context.Context, path string) (*net.UnixConn, Peer, error) {
+	conn, peer, err := Dialer{}.connect(ctx, path)
+	if err != nil {
+		return nil, Peer{}, fmt.Errorf("connect to %s: %w", quote(path), err)
+	}
+	return conn, peer, nil
+}
+
+func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, Peer, error) {
+	conn, err := dial(ctx, path)
+	if err != nil {
+		return nil, Peer{}, err
+	}
+	if d.peer == nil {
+		d.peer = ownPeer
+	}
+	peer, err := d.peer(conn)
+	if err != nil {
+		conn.Close()
+		return nil, Peer{}, err
+	}
+	return conn, peer, nil
 }
 
 // Peer is the server.
@@ -179,8 +198,11 @@ func (c *Client) write(message []byte) error {
 	if c.in.pending() {
 		return fmt.Errorf("%w: it speaks without being asked", ErrProtocol)
 	}
-	_, err := c.conn.Write(append(message, 0))
-	return closed(err)
+	// Whatever part of it was sent, its end was not.
+	if _, err := c.conn.Write(append(message, 0)); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSent, closed(err))
+	}
+	return nil
 }
 
 // receive reads one reply; last says that no more belong to the call.

@@ -8,7 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf16"
+
+	"github.com/terok-ai/terok-box/wire/ascii"
 )
 
 // object is a JSON object as it is.
@@ -309,7 +310,7 @@ func appendValue(b []byte, v reflect.Value) ([]byte, error) {
 	case reflect.Bool:
 		return strconv.AppendBool(b, v.Bool()), nil
 	case reflect.String:
-		return appendString(b, v.String()), nil
+		return ascii.AppendString(b, v.String()), nil
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		return strconv.AppendInt(b, v.Int(), 10), nil
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
@@ -335,7 +336,7 @@ func appendValue(b []byte, v reflect.Value) ([]byte, error) {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b = append(appendString(b, name), ':')
+			b = append(ascii.AppendString(b, name), ':')
 			if b, err = appendValue(b, byName[name]); err != nil {
 				return nil, err
 			}
@@ -353,7 +354,7 @@ func appendValue(b []byte, v reflect.Value) ([]byte, error) {
 				b = append(b, ',')
 			}
 			first = false
-			b = append(appendString(b, name), ':')
+			b = append(ascii.AppendString(b, name), ':')
 			if b, err = appendValue(b, v.Field(i)); err != nil {
 				return nil, err
 			}
@@ -362,39 +363,6 @@ func appendValue(b []byte, v reflect.Value) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("%v cannot be encoded", v.Type())
 	}
-}
-
-// appendString escapes everything but printable ASCII.
-func appendString(b []byte, s string) []byte {
-	const digits = "0123456789abcdef"
-	b = append(b, '"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			b = append(b, '\\', byte(r))
-		case ' ' <= r && r <= '~':
-			b = append(b, byte(r))
-		case r == '\n':
-			b = append(b, '\\', 'n')
-		case r == '\r':
-			b = append(b, '\\', 'r')
-		case r == '\t':
-			b = append(b, '\\', 't')
-		case r == '\b':
-			b = append(b, '\\', 'b')
-		case r == '\f':
-			b = append(b, '\\', 'f')
-		default:
-			units := []uint16{uint16(r)}
-			if utf16.RuneLen(r) == 2 {
-				units = utf16.AppendRune(nil, r)
-			}
-			for _, u := range units {
-				b = append(b, '\\', 'u', digits[u>>12], digits[u>>8&15], digits[u>>4&15], digits[u&15])
-			}
-		}
-	}
-	return append(b, '"')
 }
 
 // checkStruct refuses a type that cannot be the parameters of a call, reply

@@ -393,8 +393,9 @@ func (c *connection) write(r reply) error {
 	return nil
 }
 
-// ownPeer is the process at the other end, if it is of our own user. Both
-// uids are those of our user namespace.
+// ownPeer is the process at the other end of a connection. If that is not of
+// our own user, the error is ErrForeign. Both uids are those of our user
+// namespace.
 func ownPeer(conn *net.UnixConn) (Peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

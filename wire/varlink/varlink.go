@@ -4,8 +4,8 @@
 // the socket between them. Everything received is bounded and decoded
 // strictly.
 //
-// It must never import anything but the standard library, and knows no
-// interface besides org.varlink.service.
+// It must never import anything but the standard library and wire/ascii, and
+// knows no interface besides org.varlink.service.
 package varlink
 
 import (

@@ -2,7 +2,7 @@
 // object a line in its state directory, written by commands and by the reader
 // of blocked packets, shared with other programs that do so.
 //
-// It must never import a package of ours but wire/bundle.
+// It must never import a package of ours but wire/ascii and wire/bundle.
 package audit
 
 import (
@@ -19,9 +19,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/terok-ai/terok-box/wire/ascii"
 	"github.com/terok-ai/terok-box/wire/bundle"
 )
 
@@ -90,7 +90,7 @@ func (e Entry) line() string {
 	}
 	member := func(name, value string) {
 		key(name)
-		out = AppendString(out, value)
+		out = ascii.AppendString(out, value)
 	}
 	member("ts", e.Time.UTC().Format("2006-01-02T15:04:05+00:00"))
 	member("container", e.Container)
@@ -113,42 +113,13 @@ func (e Entry) line() string {
 		key("dossier")
 		sep := byte('{')
 		for _, k := range slices.Sorted(maps.Keys(e.Dossier)) {
-			out = AppendString(append(out, sep), k)
-			out = AppendString(append(out, ':'), e.Dossier[k])
+			out = ascii.AppendString(append(out, sep), k)
+			out = ascii.AppendString(append(out, ':'), e.Dossier[k])
 			sep = ','
 		}
 		out = append(out, '}')
 	}
 	return string(append(out, '}'))
-}
-
-// AppendString appends s as a JSON string of printable ASCII characters only:
-// harmless on a terminal whatever a container put into it.
-func AppendString(out []byte, s string) []byte {
-	out = append(out, '"')
-	for _, r := range s { // what is not UTF-8 arrives as U+FFFD
-		if r > 0xffff {
-			hi, lo := utf16.EncodeRune(r)
-			out = appendUnit(appendUnit(out, uint16(hi)), uint16(lo))
-		} else {
-			out = appendUnit(out, uint16(r))
-		}
-	}
-	return append(out, '"')
-}
-
-// appendUnit appends one UTF-16 code unit as it stands inside a JSON string.
-func appendUnit(out []byte, u uint16) []byte {
-	switch {
-	case u == '"' || u == '\\':
-		return append(out, '\\', byte(u))
-	case u >= 0x20 && u < 0x7f:
-		return append(out, byte(u))
-	}
-	if i := strings.IndexByte("\b\f\n\r\t", byte(u)); u < 0x20 && i >= 0 {
-		return append(out, '\\', "bfnrt"[i])
-	}
-	return fmt.Appendf(out, `\u%04x`, u)
 }
 
 // Record is a line as it stood in a log.
@@ -170,17 +141,17 @@ func (r Record) String() string {
 			out = append(out, c)
 		case in && c == '\\':
 			u, n := unescape(r.raw[i:])
-			out = appendUnit(out, u)
+			out = ascii.AppendUnit(out, u)
 			i += n
 			continue
 		case in && c >= utf8.RuneSelf:
 			rn, n := utf8.DecodeRune(r.raw[i:])
-			quoted := AppendString(nil, string(rn))
+			quoted := ascii.AppendString(nil, string(rn))
 			out = append(out, quoted[1:len(quoted)-1]...)
 			i += n
 			continue
 		case in:
-			out = appendUnit(out, uint16(c))
+			out = ascii.AppendUnit(out, uint16(c))
 		case c == ',' || c == ':':
 			out = append(out, c, ' ')
 		case c != ' ' && c != '\t' && c != '\r' && c != '\n':
