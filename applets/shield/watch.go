@@ -245,13 +245,13 @@ func (w *watch) questions(ctx context.Context) {
 // question is the event of a question; ok is false if it is not asked for.
 func (c watchCmd) question(q names.Question) (e event, ok bool) {
 	action := map[string]string{
-		names.Refused: "blocked_query", names.Allowed: "allowed_query",
+		names.Refused: "blocked_query", names.Denied: "blocked_query", names.Allowed: "allowed_query",
 		names.Resolved: "resolved_query", names.Failed: "failed_query",
 	}[q.Verdict]
 	if action == "" {
 		action = "query"
 	}
-	if !c.All && (q.Verdict != names.Refused || q.Type != "A" && q.Type != "AAAA") {
+	if !c.All && (action != "blocked_query" || q.Type != "A" && q.Type != "AAAA") {
 		return event{}, false
 	}
 	when, err := time.Parse(time.RFC3339Nano, q.Time)

@@ -42,6 +42,8 @@ func TestQuestionEvent(t *testing.T) {
 		{q(names.Refused, "A"), "blocked_query", "blocked_query"},
 		{q(names.Refused, "AAAA"), "blocked_query", "blocked_query"},
 		{q(names.Refused, "TXT"), "blocked_query", ""},
+		{q(names.Denied, "A"), "blocked_query", "blocked_query"},
+		{q(names.Denied, "TXT"), "blocked_query", ""},
 		{q(names.Allowed, "A"), "allowed_query", ""},
 		{q(names.Resolved, "A"), "resolved_query", ""},
 		{q(names.Failed, "A"), "failed_query", ""},

@@ -52,7 +52,7 @@ type Status struct {
 	Allowed   int      `json:"allowed"`   // entries
 	Denied    int      `json:"denied"`
 	Questions int64    `json:"questions"` // since the process started
-	Refused   int64    `json:"refused"`   // of these, names that are not allowed
+	Refused   int64    `json:"refused"`   // of these, names that are not allowed: Refused or Denied
 	Failed    int64    `json:"failed"`    // of these, ended in SERVFAIL
 	Cached    int64    `json:"cached"`    // of these, answered without asking
 	Entries   int      `json:"entries"`   // in the cache
@@ -64,7 +64,8 @@ type Status struct {
 // Verdicts on a question.
 const (
 	Allowed  = "allowed"  // answered, its addresses can be reached
-	Refused  = "refused"  // not on a list, or denied
+	Refused  = "refused"  // not on a list
+	Denied   = "denied"   // refused, and no list would have it otherwise: denied by an entry, in quarantine, never looked up
 	Resolved = "resolved" // not on a list, answered all the same: its addresses cannot be reached
 	Failed   = "failed"   // allowed, and no answer was to be had
 )

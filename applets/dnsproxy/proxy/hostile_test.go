@@ -452,7 +452,11 @@ func TestDotsInLabels(t *testing.T) {
 
 // Watchers see every question, and every one is counted.
 func TestEveryQuestionIsSeen(t *testing.T) {
-	w := newWorld(t, lines{profile: []string{"example.com"}}, func(q dns.Question, m *dns.Msg) {
+	w := newWorld(t, lines{profile: []string{"example.com"}, denied: []string{"no.example.com", "no.test"}}, func(q dns.Question, m *dns.Msg) {
+		if q.Name == "alias.example.com." {
+			m.Answer = append(m.Answer, record(t, q.Name+" 60 IN CNAME www.no.test."))
+			return
+		}
 		m.Answer = append(m.Answer, record(t, q.Name+" 60 IN A 203.0.113.1"))
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -477,10 +481,13 @@ func TestEveryQuestionIsSeen(t *testing.T) {
 		{"example.com", dns.TypeA, names.Allowed},
 		{"example.com", dns.TypeANY, names.Allowed},
 		{"localhost", dns.TypeA, names.Allowed},
-		{"x.onion", dns.TypeA, names.Refused},
+		{"x.onion", dns.TypeA, names.Denied},
+		{"other.test", dns.TypeA, names.Refused},
 		{"other.test", dns.TypeTXT, names.Refused},
+		{"www.no.example.com", dns.TypeA, names.Denied},
+		{"alias.example.com", dns.TypeA, names.Denied},
 		{"1.113.0.203.in-addr.arpa", dns.TypePTR, names.Refused},
-		{"example.com", dns.TypeAXFR, names.Refused},
+		{"example.com", dns.TypeAXFR, names.Denied},
 	} {
 		w.ask("udp", tc.name, tc.qtype, false)
 		want = append(want, asked{tc.name, dns.Type(tc.qtype).String(), tc.verdict})

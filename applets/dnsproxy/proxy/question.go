@@ -177,32 +177,32 @@ const (
 func (e *Engine) decide(l *lists, q question) (*dns.Msg, verdict) {
 	if m, why := special(q); m != nil {
 		if why != "" {
-			e.report(q, names.Refused, why, nil)
+			e.report(q, names.Denied, why, nil)
 		} else {
 			e.report(q, names.Allowed, "", nil)
 		}
 		return m, local
 	}
-	refuse := func(info uint16, why, text string) (*dns.Msg, verdict) {
-		e.report(q, names.Refused, why, nil)
+	refuse := func(what string, info uint16, why, text string) (*dns.Msg, verdict) {
+		e.report(q, what, why, nil)
 		return q.because(dns.RcodeRefused, info, text), local
 	}
 	if meta(q.qtype) {
-		e.report(q, names.Refused, "not a type of records that are looked up", nil)
+		e.report(q, names.Denied, "not a type of records that are looked up", nil)
 		return q.reply(dns.RcodeRefused), local
 	}
 	if !e.enforcing() {
 		const why = "in quarantine: nothing is asked for"
-		return refuse(dns.ExtendedErrorCodeBlocked, why, why)
+		return refuse(names.Denied, dns.ExtendedErrorCodeBlocked, why, why)
 	}
 	d := l.names.Decide(q.name)
 	switch {
 	case d.Denied:
 		why := "denied by " + shown(d.Entry())
-		return refuse(dns.ExtendedErrorCodeBlocked, why, why)
+		return refuse(names.Denied, dns.ExtendedErrorCodeBlocked, why, why)
 	case !d.Allowed && !l.resolve:
 		const why = "not on this container's list"
-		return refuse(dns.ExtendedErrorCodeProhibited, why, advice(why, e.r.Spec.Container, q.name))
+		return refuse(names.Refused, dns.ExtendedErrorCodeProhibited, why, advice(why, e.r.Spec.Container, q.name))
 	case q.qtype == dns.TypeANY: // RFC 8482 §4.2
 		m := q.reply(dns.RcodeSuccess)
 		m.Answer = []dns.RR{&dns.HINFO{
@@ -347,7 +347,7 @@ func (e *Engine) answer(q question, l *lists, v verdict, res *result, learn func
 	for _, alias := range res.aliases {
 		if d := l.names.Decide(alias); d.Denied {
 			why := fmt.Sprintf("an alias of %s, which is denied", shown(alias))
-			e.report(q, names.Refused, why, nil)
+			e.report(q, names.Denied, why, nil)
 			return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, why), true
 		}
 	}

@@ -82,7 +82,7 @@ func (w *watchers) none() bool {
 func (e *Engine) report(q question, verdict, reason string, addresses []string) {
 	e.questions.Add(1)
 	switch verdict {
-	case names.Refused:
+	case names.Refused, names.Denied:
 		e.refused.Add(1)
 		if q.address() {
 			e.audit.refused(shown(q.name), reason)

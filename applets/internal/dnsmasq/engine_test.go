@@ -334,9 +334,9 @@ func TestQuestions(t *testing.T) {
 			for q, want := range map[string]string{
 				"example.com AAAA":        "allowed  2001:db8::1",
 				"alias.example.com A":     "allowed  11.0.0.3",
-				"x.sub.example.com A":     "refused denied by sub.example.com ",
-				"only.wild.test A":        "refused denied by =only.wild.test ",
-				"deep.back.denied.test A": "refused denied by deep.back.denied.test ",
+				"x.sub.example.com A":     "denied denied by sub.example.com ",
+				"only.wild.test A":        "denied denied by =only.wild.test ",
+				"deep.back.denied.test A": "denied denied by deep.back.denied.test ",
 				"a.exact.test A":          "refused not on this container's list ",
 				"other.test A":            other,
 			} {

@@ -245,9 +245,9 @@ func (j *journal) finish(q *question) {
 	for _, a := range q.addrs {
 		out.Addresses = append(out.Addresses, a.String())
 	}
-	why := "not on this container's list"
+	refusal, why := names.Refused, "not on this container's list"
 	if d.Denied {
-		why = "denied by " + d.Entry()
+		refusal, why = names.Denied, "denied by "+d.Entry()
 	}
 	switch {
 	case d.Allowed && q.answered == 0:
@@ -262,11 +262,11 @@ func (j *journal) finish(q *question) {
 	case q.answered > 0 && !q.local:
 		out.Verdict, out.Reason = names.Resolved, why
 	default:
-		out.Verdict, out.Reason = names.Refused, why
+		out.Verdict, out.Reason = refusal, why
 	}
 	j.total++
 	switch out.Verdict {
-	case names.Refused:
+	case names.Refused, names.Denied:
 		j.refused++
 		j.audit(q, why)
 	case names.Failed:
