@@ -15,6 +15,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/dnsproxy"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/applets/nfthook"
 	"github.com/terok-ai/terok-box/applets/shield"
 )
@@ -40,7 +41,7 @@ func table() []applet {
 		{name: "clearance-verdict", about: "carries out the answers", run: absent("clearance-verdict")},
 		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run},
 		{name: "terok-clearance-notify", about: "desktop notifications with Allow and Deny", run: absent("terok-clearance-notify")},
-		{name: shield.InsideName, private: true, run: shield.RunInside},
+		{name: shielded.InsideName, private: true, run: shield.RunInside},
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
 	}
 }

@@ -1,12 +1,10 @@
 package shield
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/terok-ai/terok-box/applets/internal/policy"
-	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
 )
 
@@ -53,66 +51,26 @@ func (c verdictCmd) decide(a *app, v verdict) error {
 	if err != nil {
 		return err
 	}
-	l, err := a.locate(cfg, c.Container)
+	found, err := a.locate(cfg, c.Container)
 	if err != nil {
 		return err
 	}
-	req := control.Request{Op: v.op, Target: typed, Audit: cfg.Audit}
-	if err := a.aim(&req, l, t); err != nil {
-		return fmt.Errorf(v.none+": %w", l.name, err)
-	}
-	resp, err := a.execute(l, req)
+	resp, err := found.Decide(a.ctx, v.op, typed, cfg.Audit)
 	if err != nil {
-		return fmt.Errorf(v.none+": %w", l.name, err)
+		return fmt.Errorf(v.none+": %w", found.Name, err)
+	}
+	a.warn(resp.Warning)
+	var names []string
+	if t.IsName() {
+		names = []string{t.String()}
 	}
 	switch {
 	case c.JSON:
-		return a.printJSON(outcome{Container: l.name, Target: typed, Names: req.Names, Addresses: resp.Applied})
+		return a.printJSON(outcome{Container: found.Name, Target: typed, Names: names, Addresses: resp.Applied})
 	case len(resp.Applied) > 0:
-		a.printf(v.done, typed, strings.Join(resp.Applied, ", "), l.name)
+		a.printf(v.done, typed, strings.Join(resp.Applied, ", "), found.Name)
 	default:
-		a.printf(v.unasked, typed, l.name)
+		a.printf(v.unasked, typed, found.Name)
 	}
 	return nil
-}
-
-// aim fills in what a target means for the container: an address itself; a
-// name, where its addresses are not found when the container asks for it, with
-// those it has now.
-func (a *app) aim(req *control.Request, l located, t policy.Target) (err error) {
-	if !t.IsName() {
-		req.Targets = []string{bundle.FormatPrefix(t.Prefix)}
-		return nil
-	}
-	req.Names = []string{t.String()}
-	b, err := bundle.Open(l.dir)
-	if err != nil {
-		return err
-	}
-	asked, err := namesAsked(b)
-	if err = errors.Join(err, b.Close()); err != nil || asked {
-		return err
-	}
-	req.Targets, err = a.addresses(t.Name)
-	return err
-}
-
-// addresses is what a name resolves to now.
-func (a *app) addresses(name string) ([]string, error) {
-	found, err := a.lookup([]string{name})
-	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, f := range found.Failed {
-		errs = append(errs, fmt.Errorf("%s: %w", f.Name, f.Err))
-	}
-	if len(found.Addrs) == 0 {
-		return nil, errors.Join(errs...)
-	}
-	out := make([]string, 0, len(found.Addrs))
-	for _, addr := range found.Addrs {
-		out = append(out, addr.String())
-	}
-	return out, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/config"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
 	"github.com/terok-ai/terok-box/applets/internal/podman"
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nft"
 	"github.com/terok-ai/terok-box/resources"
@@ -105,7 +106,7 @@ const probeTimeout = 10 * time.Second
 func (a *app) kernel() error {
 	ctx, cancel := context.WithTimeout(a.ctx, probeTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, a.env.Self, InsideName)
+	cmd := exec.CommandContext(ctx, a.env.Self, shielded.InsideName)
 	cmd.Args[0] = "terok-box"
 	cmd.Stdin = strings.NewReader(`{"op":"` + string(opProbe) + `"}`)
 	var out, errOut bytes.Buffer

@@ -44,7 +44,7 @@ func (c harvestCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	b, err := bundle.Open(l.dir)
+	b, err := bundle.Open(l.Dir)
 	if err != nil {
 		return err
 	}
@@ -62,9 +62,9 @@ func (c harvestCmd) Run(a *app) (err error) {
 	case c.JSON:
 		return a.printJSON(found)
 	case c.Profile:
-		a.printf("%s", harvestProfile(l.name, found))
+		a.printf("%s", harvestProfile(l.Name, found))
 	case len(found) == 0:
-		fmt.Fprintf(a.env.Stderr, "Nothing was blocked, as far as the audit log of %s goes.\n", l.name)
+		fmt.Fprintf(a.env.Stderr, "Nothing was blocked, as far as the audit log of %s goes.\n", l.Name)
 	default:
 		w := tabwriter.NewWriter(a.env.Stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintf(w, "COUNT\tTARGET\tPORTS\tFIRST\tLAST\n")

@@ -27,7 +27,7 @@ func (c logsCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		dirs = []string{l.dir}
+		dirs = []string{l.Dir}
 	} else {
 		root := filepath.Join(cfg.StateRoot, "containers")
 		entries, err := os.ReadDir(root)

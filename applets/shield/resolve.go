@@ -13,14 +13,13 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/config"
 	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/applets/internal/resolve"
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
 )
 
 // cacheAge is how long looked-up addresses of unchanged profiles are good.
 const cacheAge = time.Hour
-
-const resolvConf = "/etc/resolv.conf"
 
 type resolveCmd struct {
 	Container container `arg:"" help:"Container name or id."`
@@ -38,7 +37,7 @@ func (c resolveCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	b, err := bundle.Open(l.dir)
+	b, err := bundle.Open(l.Dir)
 	if err != nil {
 		return err
 	}
@@ -60,13 +59,13 @@ func (c resolveCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	if l.pid != 0 {
+	if l.PID != 0 {
 		err = b.SetUnsettled(true) // until the kernel has the addresses, too
 	}
 	var found []netip.Prefix
 	asked := false
 	if err == nil {
-		asked, err = namesAsked(b)
+		asked, err = shielded.NamesAsked(b)
 	}
 	if err == nil {
 		found, err = a.refresh(b, profiles, want, asked, c.Force)
@@ -79,7 +78,7 @@ func (c resolveCmd) Run(a *app) (err error) {
 	for i, p := range found {
 		addresses[i] = bundle.FormatPrefix(p)
 	}
-	if l.pid != 0 {
+	if l.PID != 0 {
 		resp, err := a.execute(l, control.Request{Op: control.OpSync})
 		if err != nil {
 			return fmt.Errorf("the addresses are stored, but not in the running container: %w", err)
@@ -94,13 +93,13 @@ func (c resolveCmd) Run(a *app) (err error) {
 		fmt.Fprintf(a.env.Stderr, "The addresses of %d names are found when the container asks for them.\n", len(want.Names))
 	}
 	if c.JSON {
-		return a.printJSON(outcome{Container: l.name, Addresses: addresses})
+		return a.printJSON(outcome{Container: l.Name, Addresses: addresses})
 	}
 	forced := ""
 	if c.Force {
 		forced = " (forced)"
 	}
-	a.printf("Resolved %d IPs for %s%s\n", len(addresses), l.name, forced)
+	a.printf("Resolved %d IPs for %s%s\n", len(addresses), l.Name, forced)
 	for _, s := range addresses {
 		a.printf("  %s\n", s)
 	}
@@ -118,15 +117,6 @@ func composed(cfg config.Config, names []string) (policy.Policy, error) {
 		profiles = append(profiles, p)
 	}
 	return policy.Compose(profiles), nil
-}
-
-// namesAsked reports whether the addresses of names are found when the
-// container asks for them. In bundles of the other system they are also looked
-// up beforehand, whatever the tier; so they are where the tier is unknown.
-func namesAsked(b *bundle.Bundle) (bool, error) {
-	tier, err1 := b.Tier()
-	format, err2 := b.RulesetFormat()
-	return (tier == bundle.Proxy || tier == bundle.Dnsmasq) && format != 0, errors.Join(err1, err2)
 }
 
 // refresh makes the bundle's lists what the policy is now: its names, and as
@@ -180,23 +170,26 @@ func (a *app) refresh(b *bundle.Bundle, profiles []string, pol policy.Policy, as
 	)
 }
 
-// lookup resolves names with the host's resolvers, with a progress line on a
-// terminal.
+// lookup resolves names with the host's resolvers.
 func (a *app) lookup(names []string) (resolve.Result, error) {
-	r, err := resolve.System(resolvConf)
+	r, err := resolve.System(shielded.ResolvConf)
 	if err != nil {
 		return resolve.Result{}, err
 	}
-	progress := func(int, int) {}
-	if cmdenv.Terminal(a.env.Stderr) {
-		progress = func(done, total int) {
-			fmt.Fprintf(a.env.Stderr, "\rresolving %d of %d names", done, total)
-			if done == total {
-				fmt.Fprint(a.env.Stderr, "\r\x1b[K")
-			}
+	return r.Lookup(a.ctx, names, a.progress()), nil
+}
+
+// progress shows on a terminal how far a look-up of names has got.
+func (a *app) progress() func(done, total int) {
+	if !cmdenv.Terminal(a.env.Stderr) {
+		return func(int, int) {}
+	}
+	return func(done, total int) {
+		fmt.Fprintf(a.env.Stderr, "\rresolving %d of %d names", done, total)
+		if done == total {
+			fmt.Fprint(a.env.Stderr, "\r\x1b[K")
 		}
 	}
-	return r.Lookup(a.ctx, names, progress), nil
 }
 
 // cacheKey identifies a policy, so that a changed profile is looked up anew.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
@@ -28,10 +29,10 @@ func (c rulesCmd) Run(a *app) error {
 			State     string `json:"state"`
 			Detail    string `json:"detail,omitempty"`
 			Rules     string `json:"rules"`
-		}{l.name, resp.State, resp.Detail, resp.Listing})
+		}{l.Name, resp.State, resp.Detail, resp.Listing})
 	case resp.Listing == "":
 		a.warn(resp.Detail)
-		a.printf("No rules found for %s\n", l.name)
+		a.printf("No rules found for %s\n", l.Name)
 	default:
 		a.warn(resp.Detail)
 		a.printf("State: %s\n", resp.State)
@@ -66,16 +67,16 @@ func previews() ([]*ruleset.Table, error) {
 }
 
 // look asks for the state of a container; one that does not run is offline.
-func (c target) look(a *app, op control.Op) (control.Response, located, error) {
+func (c target) look(a *app, op control.Op) (control.Response, shielded.Container, error) {
 	cfg, err := a.config()
 	if err != nil {
-		return control.Response{}, located{}, err
+		return control.Response{}, shielded.Container{}, err
 	}
 	l, err := a.locate(cfg, c.Container)
 	if err != nil {
 		return control.Response{}, l, err
 	}
-	if l.pid == 0 {
+	if l.PID == 0 {
 		return control.Response{State: ruleset.Offline.String()}, l, nil
 	}
 	resp, err := a.execute(l, control.Request{Op: op})

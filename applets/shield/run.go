@@ -101,7 +101,7 @@ func (a *app) verified(cfg config.Config, p *podman.Client, c container, id stri
 	if err != nil {
 		return err
 	}
-	l := located{name: string(c), dir: a.dirOf(cfg, string(c)), pid: got.PID}
+	l := a.finder(cfg).Started(string(c), got.PID)
 	if _, err := a.execute(l, control.Request{Op: control.OpVerify}); err != nil {
 		return fmt.Errorf("%w; see terok-shield check-environment", err)
 	}

@@ -66,8 +66,8 @@ func (c target) change(a *app, op control.Op, to ruleset.State, text string) err
 		return err
 	}
 	if c.JSON {
-		return a.printJSON(outcome{Container: l.name, State: to.String()})
+		return a.printJSON(outcome{Container: l.Name, State: to.String()})
 	}
-	a.printf(text, l.name)
+	a.printf(text, l.Name)
 	return nil
 }

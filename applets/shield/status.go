@@ -8,6 +8,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/config"
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
 	"github.com/terok-ai/terok-box/wire/names"
@@ -27,7 +28,7 @@ func (c statusCmd) Run(a *app) error {
 		return err
 	}
 	if c.JSON {
-		s := containerStatus{Container: l.name, State: resp.State, Detail: resp.Detail}
+		s := containerStatus{Container: l.Name, State: resp.State, Detail: resp.Detail}
 		if err := s.names(a, l); err != nil {
 			a.warn(err.Error()) // the state is worth knowing all the same
 		}
@@ -52,8 +53,8 @@ type containerStatus struct {
 const statusTimeout = 2 * time.Second
 
 // names fills in what is known about the container's names.
-func (s *containerStatus) names(a *app, l located) (err error) {
-	b, err := bundle.Open(l.dir)
+func (s *containerStatus) names(a *app, l shielded.Container) (err error) {
+	b, err := bundle.Open(l.Dir)
 	if err != nil {
 		return err
 	}
@@ -65,7 +66,7 @@ func (s *containerStatus) names(a *app, l located) (err error) {
 	s.Tier = string(tier)
 	n, err := b.Namer()
 	switch {
-	case err != nil || n.Socket == "" || l.pid == 0:
+	case err != nil || n.Socket == "" || l.PID == 0:
 		return err
 	case !n.Alive():
 		s.Namer = "dead"

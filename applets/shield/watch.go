@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/audit"
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/nl/nflog"
 	"github.com/terok-ai/terok-box/wire/ascii"
 	"github.com/terok-ai/terok-box/wire/bundle"
@@ -113,14 +114,14 @@ func (c watchCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	if l.pid == 0 {
-		return fmt.Errorf("container %s is not running: start it with podman start %s; terok-shield harvest %s shows what it was refused", l.name, l.name, l.name)
+	if l.PID == 0 {
+		return fmt.Errorf("container %s is not running: start it with podman start %s; terok-shield harvest %s shows what it was refused", l.Name, l.Name, l.Name)
 	}
-	process, err := bundle.ProcessOf(l.pid, l.netns)
+	process, err := bundle.ProcessOf(l.PID, l.NetNS)
 	if err != nil {
-		return fmt.Errorf("container %s: %w", l.name, err)
+		return fmt.Errorf("container %s: %w", l.Name, err)
 	}
-	b, err := bundle.Open(l.dir)
+	b, err := bundle.Open(l.Dir)
 	if err != nil {
 		return err
 	}
@@ -129,7 +130,7 @@ func (c watchCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	w := &watch{app: a, cmd: c, l: l, bundle: b, events: make(chan event, watchQueue)}
+	w := &watch{app: a, cmd: c, c: l, bundle: b, events: make(chan event, watchQueue)}
 	ctx, cancel := context.WithCancel(a.ctx)
 	var sources sync.WaitGroup
 	defer sources.Wait()
@@ -175,7 +176,7 @@ func (c watchCmd) Run(a *app) (err error) {
 type watch struct {
 	app    *app
 	cmd    watchCmd
-	l      located
+	c      shielded.Container
 	bundle *bundle.Bundle
 	events chan event
 
@@ -185,7 +186,7 @@ type watch struct {
 
 // tell hands an event on. A full queue makes its source wait.
 func (w *watch) tell(ctx context.Context, e event) error {
-	e.Container = w.l.name
+	e.Container = w.c.Name
 	select {
 	case w.events <- e:
 		return nil

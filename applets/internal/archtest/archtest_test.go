@@ -119,6 +119,8 @@ var never = []struct {
 	{"applets/nfthook", "applets/internal/config", "a hook reads the bundle, not the operator's configuration"},
 	{"applets/internal/child", "applets/internal/firewall", "how processes are started and ended has nothing to do with what they are for"},
 	{"applets/internal/roster", "applets/internal/firewall", "who lives in a network is known before anything is done to it"},
+	{"applets/internal/shielded", "github.com/alecthomas/kong", "the server of verdicts finds containers, too: no command line for people"},
+	{"applets/internal/shielded", "applets/internal/config", "its callers have read the operator's configuration, or have none"},
 	{"applets/internal/firewall", "os/exec", "the firewall is changed over netlink, never by a program"},
 	{"nl", "wire", "addresses cross as netip values"},
 	{"wire", "nl", "addresses cross as netip values"},
