@@ -40,7 +40,7 @@ func (c *Client) Close() error { return c.conn.Close() }
 // for; StateDir, PID and NetNS do not matter. An error says that there is no
 // response: unless it is ErrRequest, the request may have been carried out.
 func (c *Client) Perform(ctx context.Context, req Request) (Response, error) {
-	in := performIn{string(req.Op), req.Container, req.Targets, req.Names, req.Target, req.Audit}
+	in := performInOf(req)
 	if wrong := in.check(); wrong != "" {
 		return Response{}, fmt.Errorf("%w: its %s", ErrRequest, wrong)
 	}

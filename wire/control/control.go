@@ -55,7 +55,15 @@ type Request struct {
 	Names     []string `json:"names,omitempty"`   // as they stand in the lists: "example.com", "*.example.com", "=example.com"
 	Target    string   `json:"target,omitempty"`  // what the operator typed: for the audit log
 	Audit     bool     `json:"audit"`             // write audit lines
+
+	// Until is when it is too late to begin; zero: never. Whoever has given up
+	// waiting for a process that hangs is then not surprised by it. The wall
+	// clock counts, in milliseconds.
+	Until time.Time `json:"until,omitzero"`
 }
+
+// Late says that it is too late to begin.
+func (r Request) Late() bool { return !r.Until.IsZero() && time.Now().Round(0).After(r.Until) }
 
 // Response is the outcome. Error is empty on success.
 type Response struct {
@@ -93,6 +101,7 @@ type Packet struct {
 type Status struct {
 	Container   string `json:"container"`   // as the operator calls it
 	ID          string `json:"id"`          // the first 12 digits of its id
+	NetNS       string `json:"netns"`       // device:inode of the network namespace it works on
 	PID         int    `json:"pid"`         // of the supervisor
 	Uptime      int64  `json:"uptime"`      // of that process, in seconds
 	Restarts    int    `json:"restarts"`    // of the supervisor, since the container started

@@ -45,6 +45,7 @@ type (
 		Names     []string `json:"names"`
 		Target    string   `json:"target"`
 		Audit     bool     `json:"audit"`
+		Until     int64    `json:"until"`
 	}
 	performOut struct {
 		Outcome outcome `json:"outcome"`
@@ -84,9 +85,11 @@ func Interface(s Service, description string) varlink.Interface {
 				if wrong := in.check(); wrong != "" {
 					return performOut{}, varlink.Invalid(wrong)
 				}
-				resp := s.Perform(ctx, Request{
-					Op: Op(in.Op), Container: in.Container, Targets: in.Targets, Names: in.Names, Target: in.Target, Audit: in.Audit,
-				})
+				req := in.request()
+				if req.Late() {
+					return performOut{}, varlink.NewError(InterfaceName+".TooLate", nil)
+				}
+				resp := s.Perform(ctx, req)
 				return performOut{outcomeOf(resp)}, nil
 			}),
 			varlink.HandleStream("Packets", func(ctx context.Context, _ *varlink.Call, _ struct{}, send func(packetsOut) error) error {
@@ -96,7 +99,25 @@ func Interface(s Service, description string) varlink.Interface {
 				return statusOut{s.Status().clean()}, nil
 			}),
 		},
+		Errors: map[string]any{"TooLate": struct{}{}},
 	}
+}
+
+// performInOf is a request as it is sent.
+func performInOf(r Request) performIn {
+	in := performIn{Op: string(r.Op), Container: r.Container, Targets: r.Targets, Names: r.Names, Target: r.Target, Audit: r.Audit}
+	if !r.Until.IsZero() {
+		in.Until = r.Until.UnixMilli()
+	}
+	return in
+}
+
+func (in performIn) request() Request {
+	r := Request{Op: Op(in.Op), Container: in.Container, Targets: in.Targets, Names: in.Names, Target: in.Target, Audit: in.Audit}
+	if in.Until != 0 {
+		r.Until = time.UnixMilli(in.Until)
+	}
+	return r
 }
 
 // check names the parameter that cannot be; "" if there is none.
@@ -123,6 +144,8 @@ func (in performIn) check() string {
 		return "names"
 	case !isPrintable(in.Target):
 		return "target"
+	case in.Until < 0:
+		return "until"
 	}
 	return ""
 }
@@ -161,7 +184,7 @@ func (p packet) parse() (Packet, error) {
 
 // clean makes all of it fit to be shown.
 func (s Status) clean() Status {
-	s.Container, s.ID, s.Trouble = printable(s.Container), printable(s.ID), text(s.Trouble)
+	s.Container, s.ID, s.NetNS, s.Trouble = printable(s.Container), printable(s.ID), printable(s.NetNS), text(s.Trouble)
 	return s
 }
 

@@ -129,6 +129,7 @@ func TestPerform(t *testing.T) {
 		resp, got Response
 	}{
 		{req: Request{Op: OpUp, Container: "demo"}},
+		{req: Request{Op: OpDown, Container: "demo", Until: time.UnixMilli(time.Now().UnixMilli()).Add(time.Hour)}},
 		{
 			req: Request{
 				Op: OpAllow, Container: "demo", StateDir: "/elsewhere", PID: 7, NetNS: "4:1", Audit: true, Target: "EXAMPLE.com",
@@ -188,6 +189,7 @@ func hostileRequests() map[string][]performIn {
 	var out = map[string][]performIn{
 		"op":      {with(func(in *performIn) { in.Op = "" }), with(func(in *performIn) { in.Op = "packets" }), with(func(in *performIn) { in.Op = "Allow" })},
 		"targets": {with(func(in *performIn) { in.Targets = make([]string, maxTargets+1) })},
+		"until":   {with(func(in *performIn) { in.Until = -1 })},
 	}
 	for _, bad := range []string{"", "a\x00b", "a\nb", "\x1b[31m", "bücher", strings.Repeat("x", maxWord+1)} {
 		out["container"] = append(out["container"], with(func(in *performIn) { in.Container = bad }))
@@ -222,8 +224,7 @@ func TestHostileRequest(t *testing.T) {
 			if !errors.As(err, &e) || e.Name != varlink.InvalidParameter || string(e.Parameters) != `{"parameter":"`+parameter+`"}` {
 				t.Errorf("%s %.100q: %v", parameter, fmt.Sprint(in), err)
 			}
-			req := Request{Op: Op(in.Op), Container: in.Container, Targets: in.Targets, Names: in.Names, Target: in.Target}
-			if _, err := c.Perform(limited(t), req); !errors.Is(err, ErrRequest) {
+			if _, err := c.Perform(limited(t), in.request()); !errors.Is(err, ErrRequest) {
 				t.Errorf("sent %.100q: %v", fmt.Sprint(in), err)
 			}
 		}
@@ -236,6 +237,7 @@ func TestHostileRequest(t *testing.T) {
 		Names     []string `json:"names"`
 		Target    string   `json:"target"`
 		Audit     bool     `json:"audit"`
+		Until     int64    `json:"until"`
 		StateDir  string   `json:"state_dir"`
 	}
 	err = raw.Call(limited(t), InterfaceName+".Perform", chosen{Op: "up", Container: "demo", StateDir: "/elsewhere"}, &performOut{})
@@ -245,6 +247,20 @@ func TestHostileRequest(t *testing.T) {
 	}
 	if len(f.got) > 0 {
 		t.Errorf("carried out: %v", f.got)
+	}
+}
+
+// A request that was received too late is not carried out.
+func TestLate(t *testing.T) {
+	f := &fake{}
+	c := serve(t, Interface(f, description(t)))
+	_, err := c.Perform(limited(t), Request{Op: OpAllow, Container: "demo", Until: time.Now().Add(-time.Second)})
+	var e *varlink.Error
+	if !errors.As(err, &e) || e.Name != InterfaceName+".TooLate" || len(f.got) > 0 {
+		t.Errorf("%v, carried out: %v", err, f.got)
+	}
+	if (Request{}).Late() || (Request{Until: time.Now().Add(time.Hour)}).Late() {
+		t.Error("not too late")
 	}
 }
 
@@ -289,7 +305,7 @@ func TestPackets(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	want := Status{
-		Container: "demo", ID: "0123456789ab", PID: 1, Uptime: 2, Restarts: 3, Packets: 1 << 40, Lost: 5, Asked: 6, Suppressed: 7,
+		Container: "demo", ID: "0123456789ab", NetNS: "4:1", PID: 1, Uptime: 2, Restarts: 3, Packets: 1 << 40, Lost: 5, Asked: 6, Suppressed: 7,
 		Subscribers: 8, Pending: 9, Hub: true, HubPID: 10, Trouble: "one\ntwo",
 	}
 	f := &fake{status: want}
@@ -309,6 +325,7 @@ func TestHostileProcess(t *testing.T) {
 		return serve(t, varlink.Interface{
 			Name:        InterfaceName,
 			Description: description(t),
+			Errors:      map[string]any{"TooLate": struct{}{}},
 			Methods: []varlink.Method{
 				varlink.Handle("Perform", func(context.Context, *varlink.Call, performIn) (performOut, error) { return performOut{o}, nil }),
 				varlink.HandleStream("Packets", func(_ context.Context, _ *varlink.Call, _ struct{}, send func(packetsOut) error) error {
@@ -335,14 +352,14 @@ func TestHostileProcess(t *testing.T) {
 	c := answer(
 		outcome{"\x1b", "\x1b", "\u2028", "\x1b", []string{"\x1b"}, "\x1b"},
 		packet{Time: "2026-01-02T03:04:05Z", Dest: "203.0.113.1", Prefix: "\x1b"},
-		Status{Container: "\x1b", ID: "é", Trouble: "\r"},
+		Status{Container: "\x1b", ID: "é", NetNS: "\n", Trouble: "\r"},
 	)
 	resp, err := c.Perform(limited(t), req)
 	if diff := cmp.Diff(Response{" ", " ", " ", " ", []string{" "}, " "}, resp); diff != "" || err != nil {
 		t.Errorf("Perform: %v (-want +got):\n%s", err, diff)
 	}
 	status, err := c.Status(limited(t))
-	if diff := cmp.Diff(Status{Container: " ", ID: " ", Trouble: " "}, status); diff != "" || err != nil {
+	if diff := cmp.Diff(Status{Container: " ", ID: " ", NetNS: " ", Trouble: " "}, status); diff != "" || err != nil {
 		t.Errorf("Status: %v (-want +got):\n%s", err, diff)
 	}
 	err = c.Packets(limited(t), func(p Packet) error {
@@ -394,7 +411,7 @@ func FuzzPerform(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, op, container, targets, names, target string) {
-		in := performIn{op, container, strings.Split(targets, ","), strings.Split(names, ","), target, true}
+		in := performIn{op, container, strings.Split(targets, ","), strings.Split(names, ","), target, true, 0}
 		if in.check() != "" {
 			return
 		}

@@ -540,3 +540,31 @@ func TestProxyOpensNoDNS(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is asked for too late is not begun, nor after waiting too long for
+// another command: whoever asked has gone another way by then.
+func TestLate(t *testing.T) {
+	bothWays(t, func(t *testing.T, execute func(*testing.T, control.Request) control.Response) {
+		s := newShielded(t)
+		req := s.request(control.OpAllow, "a.example.com")
+		req.Until = time.Now().Add(-time.Millisecond)
+		if resp := execute(t, req); !strings.Contains(resp.Error, "too late") {
+			t.Errorf("%+v", resp)
+		}
+		unlock, err := s.b.Lock(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Until = time.Now().Add(50 * time.Millisecond)
+		if resp := execute(t, req); !strings.Contains(resp.Error, "another command") {
+			t.Errorf("%+v", resp)
+		}
+		unlock()
+		s.check(t, "", "")
+		req.Until = time.Now().Add(time.Minute)
+		if resp := execute(t, req); resp.Error != "" {
+			t.Error(resp.Error)
+		}
+		s.check(t, "a.example.com", "")
+	})
+}

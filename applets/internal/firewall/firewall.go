@@ -70,7 +70,7 @@ func execute(ctx context.Context, req control.Request, resp *control.Response) (
 	case req.NetNS != "" && id.String() != req.NetNS:
 		return fmt.Errorf("%s: process %d is not the container's any more; try again", req.Container, req.PID)
 	}
-	unlock, err := b.Lock(ctx)
+	unlock, err := lock(ctx, b, req)
 	if err != nil {
 		return err
 	}
@@ -91,6 +91,21 @@ func execute(ctx context.Context, req control.Request, resp *control.Response) (
 	}
 	resp.Warning = f.warning()
 	return nil
+}
+
+// lock takes the bundle's lock, as long as it is not too late for the request.
+func lock(ctx context.Context, b *bundle.Bundle, req control.Request) (unlock func(), err error) {
+	if !req.Until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, req.Until)
+		defer cancel()
+	}
+	unlock, err = b.Lock(ctx)
+	if err == nil && req.Late() { // this process may have been stopped meanwhile
+		unlock()
+		err = errors.New("nothing was done, because it was too late by the time it could be; try again")
+	}
+	return unlock, err
 }
 
 // warning is what did not stop the operation; "" if there is nothing.

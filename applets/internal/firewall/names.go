@@ -43,7 +43,7 @@ func ExecuteNames(ctx context.Context, req control.Request) (resp control.Respon
 		return control.Response{Error: err.Error()}, true
 	}
 	defer b.Close()
-	unlock, err := b.Lock(ctx)
+	unlock, err := lock(ctx, b, req)
 	if err != nil {
 		return control.Response{Error: err.Error()}, true
 	}
