@@ -2,31 +2,26 @@
 // container's names for as long as containers live in its network namespace:
 // a life around an engine, which is one of three.
 //
-//	nft-hook ──starts──► server ──starts, once ready──► keeper
-//	                       ▲                              │
-//	                       └── starts another one, should it die,
-//	                           with the same sockets ─────┘
-//
-// The server does the work. The keeper holds copies of the server's listening
-// sockets and does nothing but wait for its death, and the server waits for
-// the keeper's; either brings the other back. Questions that arrive meanwhile
-// wait in the sockets. If both are killed at once, names stop resolving and
-// nothing opens. Both end when the last container in the namespace has ended.
+// The server does the work, and the keeper, which holds copies of its listening
+// sockets, starts another one should it die (see internal/pair). Questions that
+// arrive meanwhile wait in the sockets. If both are killed at once, names stop
+// resolving and nothing opens.
 //
 // It must never import another applet.
 package dnsproxy
 
 import (
 	"errors"
-	"fmt"
-	"os"
-	"time"
+	"log/slog"
+	"runtime/debug"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/pair"
 	"github.com/terok-ai/terok-box/applets/internal/tier"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
 // Name is the program's name.
@@ -34,36 +29,13 @@ const Name = names.Program
 
 // Run is the program; see names.Spec for what it is told and given.
 func Run(env *cmdenv.Env, args []string) int {
-	return program{
-		engines: engines(),
-		pace:    pace{first: 100 * time.Millisecond, longest: 5 * time.Second, healthy: 30 * time.Second},
-	}.run(env, args)
+	return program{engines: engines(), pace: pair.Usual()}.run(env, args)
 }
 
 // program is what the real one and that of tests differ in.
 type program struct {
 	engines map[bundle.Tier]func(tier.Resources) (tier.Engine, error)
-	pace    pace
-}
-
-// pace is how soon a process that died is started again: at once if it had
-// lived long enough, else after a pause that doubles.
-type pace struct{ first, longest, healthy time.Duration }
-
-// backoff is the pause before the next start.
-type backoff struct {
-	pace
-	next time.Duration
-}
-
-// after is how long to wait after the end of a process that lived that long.
-func (b *backoff) after(lived time.Duration) time.Duration {
-	if lived >= b.healthy {
-		b.next = 0
-	}
-	pause := b.next
-	b.next = min(max(2*b.next, b.first), b.longest)
-	return pause
+	pace    pair.Pace
 }
 
 func (p program) run(env *cmdenv.Env, args []string) int {
@@ -78,29 +50,34 @@ func (p program) inherit(args []string) error {
 	if !ok {
 		return errors.New("only nft-hook starts this")
 	}
-	if err := child.CloseOnExec(); err != nil {
-		return err
-	}
-	pipe, err := child.Pollable(names.FileSpec)
+	spec, pipe, wait, err := pair.Inherit(func(s names.Spec) start.Identity {
+		return start.Identity{Role: id.Role, StateDir: s.StateDir, NetNS: s.NetNS, Roster: s.Roster}
+	}, id)
 	if err != nil {
 		return err
 	}
-	spec, wait, err := names.ReadSpec(pipe)
-	if err != nil {
-		return err
+	two := p.pair(spec)
+	if id.Role == start.Server {
+		debug.SetGCPercent(gcPercent)
+		return two.Serve(&server{engines: p.engines, spec: spec, home: two.Home, log: slog.New(slog.DiscardHandler)}, Name, pipe, wait)
 	}
-	if id.StateDir != spec.StateDir || id.NetNS != spec.NetNS || id.Roster != spec.Roster {
-		return fmt.Errorf("called for %s and told about %s", id.StateDir, spec.StateDir)
+	pipe.Close()
+	if spec.Tier != string(bundle.Proxy) {
+		return two.Keep("dns-keeper", child.None, child.None)
 	}
-	if id.Role == names.Keeper {
-		pipe.Close()
-		return p.keep(spec)
-	}
-	return p.serve(spec, pipe, wait)
+	return two.Keep("dns-keeper", names.FileUDP, names.FileTCP)
 }
 
-// entitle makes the process's own name tell what it is (comm of proc(5)),
-// which is "exe" otherwise.
-func entitle(name string) {
-	_ = os.WriteFile("/proc/self/comm", []byte(name), 0)
+// pair is what the processes of a container have in common.
+func (p program) pair(spec names.Spec) pair.Pair {
+	return pair.Pair{
+		Home: pair.Home{StateDir: spec.StateDir, PID: spec.PID, Start: spec.Start, Roster: spec.Roster},
+		Args: spec.Args,
+		Spec: func(restarts int) any {
+			spec.Restarts = restarts
+			return spec
+		},
+		Restarts: spec.Restarts,
+		Pace:     p.pace,
+	}
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/pair"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/applets/internal/tier"
 	"github.com/terok-ai/terok-box/applets/nfthook"
@@ -34,13 +35,14 @@ import (
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
 	"github.com/terok-ai/terok-box/wire/oci"
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
 // The main thread keeps the namespaces that /proc/self shows, as in main.go.
 func init() { runtime.LockOSThread() }
 
 // testPace makes processes that die again and again come back soon.
-var testPace = pace{first: 5 * time.Millisecond, longest: 20 * time.Millisecond, healthy: time.Hour}
+var testPace = pair.Pace{First: 5 * time.Millisecond, Longest: 20 * time.Millisecond, Healthy: time.Hour}
 
 // TestMain is also the hook, the process and a container's process.
 func TestMain(m *testing.M) {
@@ -403,16 +405,16 @@ func (c *container) answers() {
 
 // all matches every process; of matches those of a bundle, with a role if one
 // is given.
-func all(names.Identity) bool { return true }
+func all(start.Identity) bool { return true }
 
-func of(c *container, roles ...names.Role) func(names.Identity) bool {
-	return func(id names.Identity) bool {
+func of(c *container, roles ...start.Role) func(start.Identity) bool {
+	return func(id start.Identity) bool {
 		return id.StateDir == c.dir && (len(roles) == 0 || slices.Contains(roles, id.Role))
 	}
 }
 
 // pids are the processes that match.
-func (h *host) pids(match func(names.Identity) bool) []int {
+func (h *host) pids(match func(start.Identity) bool) []int {
 	h.Helper()
 	found, err := child.Find(func(args []string) bool {
 		id, ok := names.ParseArgs(args)
@@ -442,7 +444,7 @@ func (h *host) within(d time.Duration, what string, f func() bool) {
 // endLimit is how long processes may outlive the last container.
 const endLimit = 2 * time.Second
 
-func (h *host) none(when string, match func(names.Identity) bool) {
+func (h *host) none(when string, match func(start.Identity) bool) {
 	h.Helper()
 	h.within(endLimit, "no process is left "+when, func() bool { return len(h.pids(match)) == 0 })
 }
@@ -451,7 +453,7 @@ func (h *host) none(when string, match func(names.Identity) bool) {
 func (c *container) pair() (server, keeper int) {
 	c.Helper()
 	c.within(5*time.Second, "a server and a keeper", func() bool {
-		servers, keepers := c.pids(of(c, names.Server)), c.pids(of(c, names.Keeper))
+		servers, keepers := c.pids(of(c, start.Server)), c.pids(of(c, start.Keeper))
 		if len(servers) != 1 || len(keepers) != 1 || c.namer().PID != servers[0] {
 			return false
 		}

@@ -18,7 +18,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/nl/kerneltest"
 	"github.com/terok-ai/terok-box/wire/bundle"
-	"github.com/terok-ai/terok-box/wire/names"
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
 // When the hook returns, names are answered, and nobody holds its output.
@@ -267,7 +267,7 @@ func TestKeeperKilled(t *testing.T) {
 		server, keeper := c.pair()
 		kill(keeper)
 		c.within(5*time.Second, "another keeper", func() bool {
-			k := h.pids(of(c, names.Keeper))
+			k := h.pids(of(c, start.Keeper))
 			return len(k) == 1 && k[0] != keeper
 		})
 		if again, _ := c.pair(); again != server {
@@ -443,16 +443,16 @@ func TestHookAgain(t *testing.T) {
 // Poststop while the container's process still lives, as that of a killed
 // runtime, ends it all, also a process that does not react.
 func TestPoststop(t *testing.T) {
-	for name, stopped := range map[string]names.Role{"": "", "server stopped": names.Server, "keeper stopped": names.Keeper} {
+	for name, stopped := range map[string]start.Role{"": "", "server stopped": start.Server, "keeper stopped": start.Keeper} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
 			c := h.container("demo", bundle.Proxy, nil)
 			c.start()
 			server, keeper := c.pair()
 			switch stopped {
-			case names.Server:
+			case start.Server:
 				h.freeze(server)
-			case names.Keeper:
+			case start.Keeper:
 				h.freeze(keeper)
 			}
 			c.stop()

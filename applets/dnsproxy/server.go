@@ -8,15 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
-	"github.com/terok-ai/terok-box/applets/internal/roster"
+	"github.com/terok-ai/terok-box/applets/internal/pair"
 	"github.com/terok-ai/terok-box/applets/internal/tier"
 	"github.com/terok-ai/terok-box/nl/conntrack"
 	"github.com/terok-ai/terok-box/nl/netns"
@@ -24,6 +22,7 @@ import (
 	"github.com/terok-ai/terok-box/resources"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
+	"github.com/terok-ai/terok-box/wire/start"
 	"github.com/terok-ai/terok-box/wire/varlink"
 )
 
@@ -36,139 +35,44 @@ const (
 	// gcPercent is how much the heap grows between collections: there is a
 	// process per container, most of which have little to do.
 	gcPercent = 50
-	// endTimeout is how long the end of a part is waited for.
-	endTimeout = time.Second
-)
+	// stopTimeout is how long it may take to leave nothing behind.
+	stopTimeout = 5 * time.Second
 
-// errLeave is the reason to end so that another server takes over.
-var errLeave = errors.New("told to end")
+	logName = "dns.log" // in the state directory
+)
 
 // server is one life of the process that does the work.
 type server struct {
-	program
+	engines  map[bundle.Tier]func(tier.Resources) (tier.Engine, error)
 	spec     names.Spec
+	home     pair.Home
 	log      *slog.Logger
 	res      tier.Resources
 	engine   tier.Engine
 	listener *varlink.Listener
-	peer     *peer // nil: to be started
 }
 
-// serve is the server.
-func (p program) serve(spec names.Spec, pipe *os.File, wait func() error) (err error) {
-	debug.SetGCPercent(gcPercent)
-	report, err := child.Pollable(names.FileReport)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, child.SignalEnd, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	go func() {
-		if <-signals == child.SignalEnd {
-			cancel(errEnd)
-		} else {
-			cancel(errLeave)
-		}
-	}()
-	stop := context.AfterFunc(ctx, func() { pipe.Close() })
-	defer stop()
-
-	s := &server{program: p, spec: spec, log: slog.New(slog.DiscardHandler)}
-	defer s.close()
-	failed := make(chan error, 1)
-	if err := s.start(ctx, wait, func(err error) { failed <- err }); err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		if errors.Is(err, errEnd) {
-			s.finish()
-			return nil
-		}
-		s.log.Error("cannot start", "err", err)
-		s.close()
-		fmt.Fprintln(report, cmdenv.Printable(err.Error()))
-		return err
-	}
-	stop()
-	pipe.Close()
-	served, err := s.publish(ctx, cancel)
-	if err == nil {
-		_, err = fmt.Fprintln(report, names.Ready)
-		report.Close()
-	}
-	if err != nil { // also if whoever waits for this has died
-		s.log.Error("cannot start", "err", err)
-		cancel(err)
-		<-served
-		if s.peer == nil { // else another server will be started
-			s.finish()
-		}
-		fmt.Fprintln(report, cmdenv.Printable(err.Error()))
-		return err
-	}
-	guarded := make(chan struct{})
-	go func() {
-		defer close(guarded)
-		cancel(s.guard(ctx))
-	}()
-	go func() {
-		outlive(ctx, spec, s.log)
-		cancel(errEnd)
-	}()
-	entitle(Name)
-	s.log.Info("ready", "tier", spec.Tier, "restarts", spec.Restarts)
-	if spec.Roster != "" {
-		roster.Purge(spec.Roster)
-	}
-	child.Trim()
-	select {
-	case <-ctx.Done():
-	case err := <-failed:
-		cancel(fmt.Errorf("the engine failed: %w", err))
-	}
-	err = context.Cause(ctx)
-	s.log.Info("end", "why", err)
-	<-guarded
-	select {
-	case <-served:
-	case <-time.After(endTimeout):
-	}
-	if errors.Is(err, errEnd) {
-		s.finish()
-		return nil
-	}
-	return err
-}
-
-// start opens everything, waits until the firewall is there and starts the
-// engine.
-func (s *server) start(ctx context.Context, wait func() error, failed func(error)) (err error) {
-	construct, ok := s.engines[bundle.Tier(s.spec.Tier)]
-	if !ok {
-		return fmt.Errorf("no engine for tier %.20q in this build", s.spec.Tier)
+// Open opens the bundle.
+func (s *server) Open() (_ *slog.Logger, err error) {
+	if _, ok := s.engines[bundle.Tier(s.spec.Tier)]; !ok {
+		return nil, fmt.Errorf("no engine for tier %.20q in this build", s.spec.Tier)
 	}
 	if s.res.Bundle, err = bundle.Open(s.spec.StateDir); err != nil {
-		return err
+		return nil, err
 	}
-	s.log = newLog(s.res.Bundle)
+	s.log = pair.NewLog(s.res.Bundle, logName).With("tier", s.spec.Tier)
 	s.res.Spec, s.res.Log = s.spec, s.log
-	if s.res.NetNS, err = netns.OpenFile(fmt.Sprintf("/proc/self/fd/%d", names.FileNetNS)); err != nil {
+	return s.log, nil
+}
+
+// Start opens everything, waits until the firewall is there and starts the
+// engine.
+func (s *server) Start(ctx context.Context, wait func() error, failed func(error)) (err error) {
+	if s.res.NetNS, err = netns.OpenFile(fmt.Sprintf("/proc/self/fd/%d", start.FileNetNS)); err != nil {
 		return err
 	}
 	if id, err := s.res.NetNS.ID(); err != nil || id.String() != s.spec.NetNS {
 		return errors.Join(errors.New("given another network namespace than told"), err)
-	}
-	if s.spec.Restarts > 0 {
-		f, err := child.Pollable(names.FilePeer)
-		if err != nil {
-			return err
-		}
-		s.peer = &peer{f, time.Now()}
-		if len(living(s.spec, nil)) == 0 && vacant(ctx, s.spec, s.log) {
-			return errEnd
-		}
 	}
 	if err := s.open(ctx); err != nil {
 		return err
@@ -176,13 +80,13 @@ func (s *server) start(ctx context.Context, wait func() error, failed func(error
 	if s.listener, err = varlink.Listen(s.spec.Socket); err != nil {
 		return err
 	}
-	if s.engine, err = construct(s.res); err != nil {
+	if s.engine, err = s.engines[bundle.Tier(s.spec.Tier)](s.res); err != nil {
 		return err
 	}
 	if err := wait(); err != nil {
 		return err
 	}
-	return s.engine.Start(ctx, failed)
+	return s.engine.Start(ctx, func(err error) { failed(fmt.Errorf("the engine failed: %w", err)) })
 }
 
 // open opens what belongs to the container's namespace. Port 53 may still be
@@ -281,9 +185,8 @@ func (s service) Status() names.Status {
 	return st
 }
 
-// publish serves the interface until ctx ends, or cancels it if that fails, and
-// records the process. served is closed when nobody is served any more.
-func (s *server) publish(ctx context.Context, cancel context.CancelCauseFunc) (served <-chan struct{}, err error) {
+// Publish serves the interface and records the process.
+func (s *server) Publish(ctx context.Context, cancel context.CancelCauseFunc) (served <-chan struct{}, err error) {
 	done := make(chan struct{})
 	srv, err := varlink.NewServer(varlink.Config{
 		Info:       varlink.Info{Vendor: "terok-ai", Product: child.Name, Version: cmdenv.Version(), URL: "https://github.com/terok-ai/terok-box"},
@@ -306,63 +209,24 @@ func (s *server) publish(ctx context.Context, cancel context.CancelCauseFunc) (s
 	return done, s.res.Bundle.SetNamer(bundle.Namer{PID: self.PID, Start: self.Start, Socket: s.spec.Socket})
 }
 
-// guard keeps a keeper running until ctx ends, and returns its cause, or errEnd
-// if the keeper was told to end.
-func (s *server) guard(ctx context.Context) error {
-	wait := backoff{pace: s.pace}
-	for {
-		if s.peer == nil {
-			var err error
-			if s.peer, err = s.startKeeper(); err != nil {
-				s.log.Error("cannot start a keeper: nobody starts this process again should it die", "err", err)
-				s.peer = nil
-			}
-		}
-		born := time.Now()
-		if s.peer != nil {
-			born = s.peer.born
-			err := s.peer.wait(ctx)
-			if errors.Is(err, errEnd) { // who said so?
-				s.peer.end()
-			}
-			s.peer.close()
-			s.peer = nil
-			if err != nil {
-				return err
-			}
-			s.log.Warn("the keeper has died")
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait.after(time.Since(born))):
-		}
+// Files are the sockets of port 53.
+func (s *server) Files() ([]int, error) {
+	if s.res.UDP == nil {
+		return []int{child.None, child.None}, nil
 	}
+	udp, err := child.Duplicate(s.res.UDP)
+	if err != nil {
+		return nil, err
+	}
+	tcp, err := child.Duplicate(s.res.TCP)
+	return []int{udp, tcp}, err
 }
 
-func (s *server) startKeeper() (_ *peer, err error) {
-	udp, tcp := child.None, child.None
-	if s.res.UDP != nil {
-		if udp, err = child.Duplicate(s.res.UDP); err != nil {
-			return nil, err
-		}
-		defer syscall.Close(udp)
-		if tcp, err = child.Duplicate(s.res.TCP); err != nil {
-			return nil, err
-		}
-		defer syscall.Close(tcp)
-	}
-	return start(names.Keeper, s.spec, names.FileNetNS, udp, tcp)
-}
-
-// finish leaves nothing behind. What fails is not worth more than a line: the
+// Finish leaves nothing behind. What fails is not worth more than a line: the
 // hook cleans up once more.
-func (s *server) finish() {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*endTimeout)
+func (s *server) Finish(<-chan struct{}) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	if s.peer != nil {
-		s.peer.end()
-	}
 	if s.listener != nil {
 		s.listener.Close()
 	}
@@ -382,12 +246,13 @@ func (s *server) finish() {
 	if s.listener == nil && n.Socket == s.spec.Socket { // that of the server before
 		_ = os.Remove(s.spec.Socket)
 	}
-	if err := errors.Join(b.RemoveNamer(), vacate(s.spec)); err != nil {
+	if err := errors.Join(b.RemoveNamer(), s.home.Vacate()); err != nil {
 		s.log.Error("forget this process", "err", err)
 	}
 }
 
-func (s *server) close() {
+// Close closes what outlives a process.
+func (s *server) Close() {
 	if s.listener != nil {
 		s.listener.Close()
 	}

@@ -15,12 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
-	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
-	"github.com/terok-ai/terok-box/wire/oci"
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
 const (
@@ -51,35 +50,6 @@ func tierOf(b *bundle.Bundle) (bundle.Tier, error) {
 	return bundle.Static, nil
 }
 
-// runtimeDir is the directory of the user's sockets: XDG_RUNTIME_DIR, or what
-// it is by custom, since a runtime calls hooks with the environment of whoever
-// called it or with none. An error says why there is none to be used.
-func runtimeDir(env *cmdenv.Env) (string, error) {
-	dir := env.Get("XDG_RUNTIME_DIR")
-	if !filepath.IsAbs(dir) {
-		const maxMap = 1 << 20 // bytes
-		f, err := os.Open("/proc/self/uid_map")
-		if err != nil {
-			return "", err
-		}
-		defer f.Close()
-		uidMap, err := io.ReadAll(io.LimitReader(f, maxMap))
-		if err != nil {
-			return "", err
-		}
-		dir = fmt.Sprintf("/run/user/%d", oci.HostUID(string(uidMap), env.EUID))
-	}
-	dir = filepath.Clean(dir)
-	var st unix.Stat_t
-	switch err := unix.Lstat(dir, &st); {
-	case err != nil:
-		return "", &fs.PathError{Op: "stat", Path: dir, Err: err}
-	case st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != env.EUID || st.Mode&0o022 != 0:
-		return "", fmt.Errorf("%s is not a directory that only uid %d can write", dir, env.EUID)
-	}
-	return dir, nil
-}
-
 // socketPath is where the process serves org.terok.ShieldDns1.
 func socketPath(runtimeDir, short string, b *bundle.Bundle) string {
 	if runtimeDir == "" {
@@ -96,9 +66,9 @@ type starting struct {
 	report *os.File
 }
 
-// start starts the process, which does what it can before the firewall is
+// launch starts the process, which does what it can before the firewall is
 // there. The caller is in the host's network namespace.
-func start(spec names.Spec, ns *netns.NS) (*starting, error) {
+func launch(spec names.Spec, ns *netns.NS) (*starting, error) {
 	specR, specW, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -112,22 +82,22 @@ func start(spec names.Spec, ns *netns.NS) (*starting, error) {
 	for i := range files {
 		files[i] = child.None
 	}
-	for n, f := range map[int]*os.File{names.FileSpec: specR, names.FileReport: reportW, names.FileNetNS: ns.File()} {
+	for n, f := range map[int]*os.File{start.FileSpec: specR, start.FileReport: reportW, start.FileNetNS: ns.File()} {
 		fd, dupErr := child.Duplicate(f)
 		if dupErr != nil {
 			err = errors.Join(err, dupErr)
 			continue
 		}
 		defer unix.Close(fd)
-		files[n-names.FileSpec] = fd
+		files[n-start.FileSpec] = fd
 	}
 	if err == nil {
-		s.proc, err = child.Start(child.Command{Args: spec.Args(names.Server), Files: files[:], Session: true})
+		s.proc, err = child.Start(child.Command{Args: spec.Args(start.Server), Files: files[:], Session: true})
 	}
 	specR.Close()
 	reportW.Close()
 	if err == nil {
-		err = names.WriteSpec(specW, spec)
+		err = start.WriteSpec(specW, spec)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.kill())
@@ -143,7 +113,7 @@ func (s *starting) ready(ctx context.Context) error {
 		return fmt.Errorf("start the process that finds the addresses of names: %w", err)
 	}
 	// If it has ended, its report says why.
-	proceedErr := names.Proceed(s.tell)
+	proceedErr := start.Proceed(s.tell)
 	deadline := time.Now().Add(readyTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -154,7 +124,7 @@ func (s *starting) ready(ctx context.Context) error {
 	line, err := bufio.NewReader(io.LimitReader(s.report, maxReport)).ReadString('\n')
 	line = strings.TrimSpace(line)
 	switch {
-	case line == names.Ready && err == nil:
+	case line == start.Ready && err == nil:
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fail(fmt.Errorf("it is not ready after %v; see dns.log in the state directory", readyTimeout))
@@ -182,7 +152,7 @@ func (s *starting) kill() error {
 
 // endProcesses ends the processes that match, removes what they leave behind
 // and what is left of the bundle's own.
-func endProcesses(ctx context.Context, b *bundle.Bundle, match func(names.Identity) bool) error {
+func endProcesses(ctx context.Context, b *bundle.Bundle, match func(start.Identity) bool) error {
 	dirs := map[string]bool{}
 	_, err := child.End(ctx, func(args []string) bool {
 		id, ok := names.ParseArgs(args)

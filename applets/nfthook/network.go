@@ -13,12 +13,14 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
 	"github.com/terok-ai/terok-box/applets/internal/firewall"
+	"github.com/terok-ai/terok-box/applets/internal/hook"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
 	"github.com/terok-ai/terok-box/wire/oci"
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
 const (
@@ -50,7 +52,7 @@ type container struct {
 // openRoster finds out who else lives in the namespace. Without a runtime
 // directory that cannot be known, and another firewall there is refused.
 func (c *container) openRoster(ctx context.Context, env *cmdenv.Env) error {
-	dir, err := runtimeDir(env)
+	dir, err := hook.RuntimeDir(env)
 	if err != nil {
 		return nil
 	}
@@ -86,7 +88,7 @@ func without(all []roster.Member, dir string) []roster.Member {
 func (c *container) spec(t bundle.Tier) names.Spec {
 	short := c.state.Short()
 	return names.Spec{
-		StateDir: c.bundle.Path(), Container: name(c.state), ID: short, Socket: socketPath(c.runtimeDir, short, c.bundle),
+		StateDir: c.bundle.Path(), Container: hook.Name(c.state), ID: short, Socket: socketPath(c.runtimeDir, short, c.bundle),
 		Audit: c.state.Annotations[oci.KeyAuditEnabled] != "false",
 		Tier:  string(t), PID: c.process.PID, Start: c.process.Start, NetNS: c.process.NetNS, Roster: c.path,
 	}
@@ -97,7 +99,7 @@ func (c *container) clean(ctx context.Context) error {
 	b := c.bundle
 	n, err := b.Namer()
 	if err != nil || n.PID != 0 || len(c.before.Members) > 0 {
-		err := endProcesses(ctx, b, func(id names.Identity) bool {
+		err := endProcesses(ctx, b, func(id start.Identity) bool {
 			return id.StateDir == b.Path() || id.NetNS == c.process.NetNS
 		})
 		if err != nil {
@@ -137,7 +139,7 @@ func (c *container) abandon(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	b := c.bundle
-	err := errors.Join(endProcesses(ctx, b, func(id names.Identity) bool {
+	err := errors.Join(endProcesses(ctx, b, func(id start.Identity) bool {
 		return id.StateDir == b.Path() && id.NetNS == c.process.NetNS
 	}), dnsmasq.Stop(ctx, b), b.RemoveProcess())
 	if c.roster != nil {
@@ -239,7 +241,7 @@ func stop(ctx context.Context, env *cmdenv.Env, st *oci.State, b *bundle.Bundle)
 // processes there if it was the last on it, which is what left says.
 func leave(ctx context.Context, env *cmdenv.Env, b *bundle.Bundle, ns string) (left bool, err error) {
 	recorded := ns
-	ours := func(id names.Identity) bool {
+	ours := func(id start.Identity) bool {
 		if recorded != "" {
 			return id.NetNS == recorded
 		}
@@ -273,7 +275,7 @@ func leave(ctx context.Context, env *cmdenv.Env, b *bundle.Bundle, ns string) (l
 // findRoster is the roster that the processes go by, and its namespace, or
 // else the one that they would: the environment at the start may have been
 // another one. "" if there can be none.
-func findRoster(env *cmdenv.Env, b *bundle.Bundle, ns string, ours func(names.Identity) bool) (path, netNS string, err error) {
+func findRoster(env *cmdenv.Env, b *bundle.Bundle, ns string, ours func(start.Identity) bool) (path, netNS string, err error) {
 	found, err := child.Find(func(args []string) bool {
 		id, ok := names.ParseArgs(args)
 		if ok = ok && ours(id); ok {
@@ -295,7 +297,7 @@ func findRoster(env *cmdenv.Env, b *bundle.Bundle, ns string, ours func(names.Id
 			return roster.Path(dir, ns), ns, nil
 		}
 	}
-	dir, err := runtimeDir(env)
+	dir, err := hook.RuntimeDir(env)
 	if err != nil {
 		return "", ns, nil
 	}

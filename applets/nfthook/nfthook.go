@@ -17,6 +17,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/firewall"
+	"github.com/terok-ai/terok-box/applets/internal/hook"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/oci"
@@ -55,10 +56,10 @@ func Run(env *cmdenv.Env, args []string) int {
 		fmt.Fprint(env.Stdout, usage)
 		return cmdenv.ExitOK
 	}
-	return env.Fail("terok-shield hook: ", hook(context.Background(), env, stage))
+	return env.Fail("terok-shield hook: ", perform(context.Background(), env, stage))
 }
 
-func hook(ctx context.Context, env *cmdenv.Env, stage string) (err error) {
+func perform(ctx context.Context, env *cmdenv.Env, stage string) (err error) {
 	st, err := oci.Read(env.Stdin)
 	if err != nil {
 		return err
@@ -74,7 +75,7 @@ func hook(ctx context.Context, env *cmdenv.Env, stage string) (err error) {
 	defer b.Close()
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("container %s: %w", name(st), err)
+			err = fmt.Errorf("container %s: %w", hook.Name(st), err)
 			err = errors.Join(err, b.AppendError("terok-shield hook: "+err.Error()))
 		}
 	}()
@@ -86,14 +87,6 @@ func hook(ctx context.Context, env *cmdenv.Env, stage string) (err error) {
 	default:
 		return fmt.Errorf("unknown stage %q", stage)
 	}
-}
-
-// name is what an operator knows the container by.
-func name(st *oci.State) string {
-	if n := st.Annotations[oci.KeyName]; n != "" {
-		return n
-	}
-	return st.Short()
 }
 
 func create(ctx context.Context, env *cmdenv.Env, st *oci.State, b *bundle.Bundle) error {
@@ -150,7 +143,7 @@ func (c *container) own(ctx context.Context) (err error) {
 	}
 	var p *starting
 	if t != "" { // it and what follows take about the same time
-		if p, err = start(c.spec(t), c.ns); err != nil {
+		if p, err = launch(c.spec(t), c.ns); err != nil {
 			return err
 		}
 		defer func() {

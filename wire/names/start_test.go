@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
 var spec = Spec{
@@ -16,12 +18,12 @@ var spec = Spec{
 
 func TestSpec(t *testing.T) {
 	var b bytes.Buffer
-	if err := WriteSpec(&b, spec); err != nil {
+	if err := start.WriteSpec(&b, spec); err != nil {
 		t.Fatal(err)
 	}
 	told := b.Bytes()
 	for name, tt := range map[string]struct{ more, want string }{
-		"proceed":       {string(rune(proceed)), ""},
+		"proceed":       {"p", ""},
 		"starter ended": {"", "has ended"},
 		"nonsense":      {"x", "unexpected byte 0x78"},
 	} {
@@ -56,7 +58,7 @@ func TestBadSpec(t *testing.T) {
 			s := spec
 			change(&s)
 			var b bytes.Buffer
-			if err := WriteSpec(&b, s); err != nil {
+			if err := start.WriteSpec(&b, s); err != nil {
 				t.Fatal(err)
 			}
 			if _, _, err := ReadSpec(&b); err == nil {
@@ -64,7 +66,7 @@ func TestBadSpec(t *testing.T) {
 			}
 		})
 	}
-	for _, text := range []string{"", "{}", "{}\n", "[]\n", strings.Repeat("x", 2*maxSpec)} {
+	for _, text := range []string{"", "{}", "{}\n", "[]\n", strings.Repeat("x", 2*start.MaxSpec)} {
 		if _, _, err := ReadSpec(strings.NewReader(text)); err == nil {
 			t.Errorf("accepted %.10q", text)
 		}
@@ -72,9 +74,9 @@ func TestBadSpec(t *testing.T) {
 }
 
 func TestArgs(t *testing.T) {
-	for _, r := range []Role{Server, Keeper} {
+	for _, r := range []start.Role{start.Server, start.Keeper} {
 		got, ok := ParseArgs(spec.Args(r))
-		if want := (Identity{r, spec.StateDir, spec.NetNS, spec.Roster}); !ok || got != want {
+		if want := (start.Identity{Role: r, StateDir: spec.StateDir, NetNS: spec.NetNS, Roster: spec.Roster}); !ok || got != want {
 			t.Errorf("%v, %t, want %v", got, ok, want)
 		}
 	}

@@ -118,6 +118,7 @@ var never = []struct {
 	{"applets/nfthook", "applets/internal/podman", "a hook asks no engine: the runtime told it everything"},
 	{"applets/nfthook", "applets/internal/config", "a hook reads the bundle, not the operator's configuration"},
 	{"applets/internal/child", "applets/internal/firewall", "how processes are started and ended has nothing to do with what they are for"},
+	{"applets/internal/pair", "applets/internal/firewall", "how processes keep each other alive has nothing to do with what they are for"},
 	{"applets/internal/roster", "applets/internal/firewall", "who lives in a network is known before anything is done to it"},
 	{"applets/internal/shielded", "github.com/alecthomas/kong", "the server of verdicts finds containers, too: no command line for people"},
 	{"applets/internal/shielded", "applets/internal/config", "its callers have read the operator's configuration, or have none"},

@@ -1,4 +1,4 @@
-package dnsproxy
+package pair
 
 import (
 	"context"
@@ -11,16 +11,24 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/wire/bundle"
-	"github.com/terok-ai/terok-box/wire/names"
 )
 
-// living are the containers in the namespace that still live: those on the
+// Home is the network namespace that a process serves, and whose life there it
+// shares.
+type Home struct {
+	StateDir string // of the container in charge of the namespace
+	PID      int    // a container's first process
+	Start    uint64 // of that process, as in bundle.Process
+	Roster   string // the file that lists who lives in the namespace; "" if nobody else can
+}
+
+// Living are the containers in the namespace that still live: those on the
 // roster, the one that the process was started for, and others known before,
 // should the roster have been lost.
-func living(spec names.Spec, known []roster.Member) []roster.Member {
-	all := append([]roster.Member{{StateDir: spec.StateDir, PID: spec.PID, Start: spec.Start}}, known...)
-	if spec.Roster != "" {
-		if r, err := roster.Read(spec.Roster); err == nil {
+func (h Home) Living(known []roster.Member) []roster.Member {
+	all := append([]roster.Member{{StateDir: h.StateDir, PID: h.PID, Start: h.Start}}, known...)
+	if h.Roster != "" {
+		if r, err := roster.Read(h.Roster); err == nil {
 			all = append(all, r.Members...)
 		}
 	}
@@ -36,12 +44,12 @@ func living(spec names.Spec, known []roster.Member) []roster.Member {
 
 // outlive returns when no container is left in the namespace, or ctx ends. It
 // waits for one after the other: which of them ends last does not matter.
-func outlive(ctx context.Context, spec names.Spec, log *slog.Logger) {
+func (h Home) outlive(ctx context.Context, log *slog.Logger) {
 	const again = time.Second // after something that should not happen
 	var known []roster.Member
 	for {
-		known = living(spec, known)
-		if len(known) == 0 && vacant(ctx, spec, log) {
+		known = h.Living(known)
+		if len(known) == 0 && h.vacant(ctx, log) {
 			return
 		}
 		for _, m := range known {
@@ -71,36 +79,36 @@ func outlive(ctx context.Context, spec names.Spec, log *slog.Logger) {
 // vacant reports whether nobody is left in a namespace that was found empty.
 // Whoever was about to join it has done so then, or cannot any more: who comes
 // next comes first, and ends this process if it is still there.
-func vacant(ctx context.Context, spec names.Spec, log *slog.Logger) bool {
-	if spec.Roster == "" {
+func (h Home) vacant(ctx context.Context, log *slog.Logger) bool {
+	if h.Roster == "" {
 		return true
 	}
 	const patience = time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	f, err := roster.Lock(ctx, spec.Roster)
+	f, err := roster.Lock(ctx, h.Roster)
 	if err != nil {
 		// The directory is gone, or somebody is about to come first.
 		log.Warn("cannot look at the roster", "err", err)
 		return true
 	}
 	defer f.Unlock()
-	if len(living(spec, nil)) == 0 {
+	if len(h.Living(nil)) == 0 {
 		return true
 	}
 	r, err := f.Read()
-	return err == nil && r.Owner != spec.StateDir // it has another process
+	return err == nil && r.Owner != h.StateDir // it has another process
 }
 
-// vacate removes the roster of a namespace in which nobody is left, unless
+// Vacate removes the roster of a namespace in which nobody is left, unless
 // somebody holds it: a hook, which removes it as well or makes it its own.
-func vacate(spec names.Spec) error {
-	if spec.Roster == "" {
+func (h Home) Vacate() error {
+	if h.Roster == "" {
 		return nil
 	}
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
-	f, err := roster.Lock(now, spec.Roster)
+	f, err := roster.Lock(now, h.Roster)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -109,7 +117,7 @@ func vacate(spec names.Spec) error {
 	}
 	defer f.Unlock()
 	r, err := f.Read()
-	if err != nil || r.Owner != spec.StateDir && r.Owner != "" || len(living(spec, nil)) > 0 {
+	if err != nil || r.Owner != h.StateDir && r.Owner != "" || len(h.Living(nil)) > 0 {
 		return err
 	}
 	return f.Remove()

@@ -1,4 +1,4 @@
-package dnsproxy
+package pair
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
-	"github.com/terok-ai/terok-box/wire/names"
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
 // peer is this process's end of a connection to the other one. Its other end
@@ -22,13 +22,10 @@ type peer struct {
 	born time.Time // when the other one was started; zero if it started this one
 }
 
-// errEnd is the reason to end for good, as the other process is to.
-var errEnd = errors.New("the containers have ended")
-
 // endByte tells the other process to end.
 const endByte = 'e'
 
-// wait returns errEnd if the other process says so, nil when it has died, and
+// wait returns ErrEnd if the other process says so, nil when it has died, and
 // ctx's cause when that ends.
 func (p *peer) wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.f.SetReadDeadline(time.Unix(1, 0)) })
@@ -37,7 +34,7 @@ func (p *peer) wait(ctx context.Context) error {
 	n, _ := p.f.Read(b[:])
 	switch {
 	case n == 1 && b[0] == endByte:
-		return errEnd
+		return ErrEnd
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
@@ -53,28 +50,27 @@ func (p *peer) end() {
 func (p *peer) close() { p.f.Close() }
 
 // start starts the other process in a role, with duplicates of the namespace
-// and the sockets, of which child.None are missing.
-func start(role names.Role, spec names.Spec, netns, udp, tcp int) (*peer, error) {
+// and of the program's own files, of which child.None are missing.
+func (p Pair) start(role start.Role, restarts int, own []int) (*peer, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("connect to another process: %w", err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "peer"), fds[1]
 	defer unix.Close(theirs)
-	fd, err := specFile(spec)
+	fd, err := SpecFile(p.Spec(restarts))
 	if err != nil {
 		ours.Close()
 		return nil, err
 	}
 	defer unix.Close(fd)
-	files := [names.NumFiles]int{}
+	files := make([]int, start.FileOwn-start.FileSpec, start.FileOwn-start.FileSpec+len(own))
 	for n, file := range map[int]int{
-		names.FileSpec: fd, names.FileReport: child.None, names.FileNetNS: netns,
-		names.FilePeer: theirs, names.FileUDP: udp, names.FileTCP: tcp,
+		start.FileSpec: fd, start.FileReport: child.None, start.FileNetNS: start.FileNetNS, start.FilePeer: theirs,
 	} {
-		files[n-names.FileSpec] = file
+		files[n-start.FileSpec] = file
 	}
-	proc, err := child.Start(child.Command{Args: spec.Args(role), Files: files[:]})
+	proc, err := child.Start(child.Command{Args: p.Args(role), Files: append(files, own...)})
 	if err != nil {
 		ours.Close()
 		return nil, err
@@ -83,14 +79,14 @@ func start(role names.Role, spec names.Spec, netns, udp, tcp int) (*peer, error)
 	return &peer{ours, time.Now()}, nil
 }
 
-// specFile is the spec as an open file. All of it is there before the process
+// SpecFile is a spec as an open file. All of it is there before the process
 // is, which thus needs nothing more of the one that starts it.
-func specFile(spec names.Spec) (fd int, err error) {
+func SpecFile(spec any) (fd int, err error) {
 	if fd, err = unix.MemfdCreate("spec", unix.MFD_CLOEXEC); err != nil {
 		return child.None, fmt.Errorf("make a file without a name: %w", err)
 	}
 	var b bytes.Buffer
-	err = errors.Join(names.WriteSpec(&b, spec), names.Proceed(&b))
+	err = errors.Join(start.WriteSpec(&b, spec), start.Proceed(&b))
 	if err == nil {
 		var n int
 		if n, err = unix.Pwrite(fd, b.Bytes(), 0); err == nil && n < b.Len() {

@@ -1,4 +1,4 @@
-package dnsproxy
+package pair
 
 import (
 	"context"
@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
-	"github.com/terok-ai/terok-box/wire/bundle"
-	"github.com/terok-ai/terok-box/wire/names"
+	"github.com/terok-ai/terok-box/wire/start"
 )
 
-// keep is the keeper.
-func (p program) keep(spec names.Spec) error {
-	entitle("dns-keeper")
+// Keep is the keeper, which is called title. own are the program's own files,
+// of which child.None are missing.
+func (p Pair) Keep(title string, own ...int) error {
+	Entitle(title)
 	debug.SetGCPercent(20) // it has next to nothing
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -23,24 +23,20 @@ func (p program) keep(spec names.Spec) error {
 	signal.Notify(end, child.SignalEnd)
 	go func() {
 		<-end
-		cancel(errEnd)
+		cancel(ErrEnd)
 	}()
-	f, err := child.Pollable(names.FilePeer)
+	f, err := child.Pollable(start.FilePeer)
 	if err != nil {
 		return err
 	}
 	server := &peer{f, time.Now()}
-	wait := backoff{pace: p.pace}
-	udp, tcp := child.None, child.None
-	if spec.Tier == string(bundle.Proxy) {
-		udp, tcp = names.FileUDP, names.FileTCP
-	}
+	wait := Backoff{Pace: p.Pace}
 	over := false
 	debug.FreeOSMemory()
 	child.Trim()
 	for {
 		err := server.wait(ctx)
-		if errors.Is(err, errEnd) {
+		if errors.Is(err, ErrEnd) {
 			server.end() // if it was not the server who said so
 			return nil
 		}
@@ -51,15 +47,15 @@ func (p program) keep(spec names.Spec) error {
 		if over { // its only task was to clean up
 			return nil
 		}
-		if over = pause(ctx, wait.after(time.Since(server.born)), spec); ctx.Err() != nil {
+		if over = p.pause(ctx, wait.After(time.Since(server.born))); ctx.Err() != nil {
 			return nil
 		}
-		spec.Restarts++
+		p.Restarts++
 		for {
-			if server, err = start(names.Server, spec, names.FileNetNS, udp, tcp); err == nil {
+			if server, err = p.start(start.Server, p.Restarts, own); err == nil {
 				break
 			}
-			over = pause(ctx, p.pace.longest, spec)
+			over = p.pause(ctx, p.Pace.Longest)
 			if ctx.Err() != nil || over {
 				return err
 			}
@@ -71,8 +67,8 @@ func (p program) keep(spec names.Spec) error {
 const look = 500 * time.Millisecond
 
 // pause waits, and returns early if no container is left (over) or ctx ends.
-func pause(ctx context.Context, d time.Duration, spec names.Spec) (over bool) {
-	for ; len(living(spec, nil)) > 0; d -= look {
+func (h Home) pause(ctx context.Context, d time.Duration) (over bool) {
+	for ; len(h.Living(nil)) > 0; d -= look {
 		if d <= 0 {
 			return false
 		}
