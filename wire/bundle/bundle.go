@@ -255,7 +255,7 @@ func (b *Bundle) Remove() error {
 		"dns.log", "dns.log.1", FileUnsettled, FileRulesetFormat, FileProfileNames, FileProfileCache, FileDnsmasqConf, FileDnsmasqPID, FileResolvConf,
 		FileUnlisted, FileListen, FileNamer, FileOwner, FileOpen,
 		FileSupervisor, FilePending, "supervisor.log", "supervisor.log.1",
-		"dnsmasq.log", FileReaderPID, "reader.log", ".apparmor-probe.conf",
+		FileQueryLog, FileReaderPID, "reader.log", ".apparmor-probe.conf",
 		"terok-shield-hook", "terok-shield-bridge-hook", "_oci_state.py", "hooks", "run", "__pycache__",
 		lockFile,
 	} {

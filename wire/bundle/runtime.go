@@ -22,6 +22,7 @@ const (
 	FileDnsmasqConf   = "dnsmasq.conf"
 	FileDnsmasqPID    = "dnsmasq.pid"
 	FileResolvConf    = "resolv.conf"
+	FileQueryLog      = "dnsmasq.log" // what dnsmasq was asked and has answered
 )
 
 // Unsettled reports whether kernel and files may differ because a command
@@ -109,7 +110,7 @@ func (b *Bundle) SetResolvConf(listen netip.Addr) error {
 // process id. The file may belong to the user dnsmasq runs as, so its content
 // is a hint: the caller looks at the process.
 func (b *Bundle) DnsmasqPID() (int, error) {
-	f, err := b.openat(FileDnsmasqPID, syscall.O_RDONLY)
+	f, err := b.openForeign(FileDnsmasqPID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
@@ -117,9 +118,6 @@ func (b *Bundle) DnsmasqPID() (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return 0, errors.Join(err, fmt.Errorf("%s is not a regular file; remove it", b.name(FileDnsmasqPID)))
-	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSmall))
 	if err != nil {
 		return 0, err
@@ -129,6 +127,23 @@ func (b *Bundle) DnsmasqPID() (int, error) {
 		return 0, nil
 	}
 	return pid, nil
+}
+
+// OpenQueryLog opens dnsmasq's log for reading. It may belong to the user
+// dnsmasq runs as, and much in it is the container's choice.
+func (b *Bundle) OpenQueryLog() (*os.File, error) { return b.openForeign(FileQueryLog) }
+
+// openForeign opens a regular file, whoever owns it, for reading.
+func (b *Bundle) openForeign(name string) (*os.File, error) {
+	f, err := b.openat(name, syscall.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s is not a regular file; remove it", b.name(name)))
+	}
+	return f, nil
 }
 
 // RemoveDnsmasqPID removes the pid file, if there is one.

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -102,6 +103,43 @@ func TestDnsmasqFiles(t *testing.T) {
 		}
 		if err := b.RemoveDnsmasqPID(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// dnsmasq's log is read whoever owns it, but only if it is a file of the
+// directory itself.
+func TestQueryLog(t *testing.T) {
+	b := create(t)
+	open := func() (string, error) {
+		f, err := b.OpenQueryLog()
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		data, err := io.ReadAll(f)
+		return string(data), err
+	}
+	if got, err := open(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without the file: %q, %v", got, err)
+	}
+	put(t, b, FileQueryLog, "text\n")
+	b.uid++ // it is another user's
+	if got, err := open(); got != "text\n" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	b.uid--
+	path := filepath.Join(b.Path(), FileQueryLog)
+	for name, do := range map[string]func() error{
+		"symbolic link": func() error { return os.Symlink("/proc/sys/kernel/pid_max", path) },
+		"FIFO":          func() error { return syscall.Mkfifo(path, 0o600) },
+		"directory":     func() error { return os.Mkdir(path, 0o700) },
+	} {
+		if err := errors.Join(os.Remove(path), do()); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := open(); err == nil {
+			t.Errorf("%s: %q", name, got)
 		}
 	}
 }

@@ -89,6 +89,7 @@ var only = []struct {
 	{"nl/netns", []string{"golang.org/x/sys"}, "entering namespaces needs system calls and nothing else"},
 	{"nl", []string{"nl", "golang.org/x/sys", "github.com/mdlayher/netlink", "github.com/google/nftables"}, "the kernel's side knows nothing of files, people and policies"},
 	{"applets/internal/policy", []string{"wire/bundle"}, "policy is pure: it can be reasoned about without a system"},
+	{"applets/internal/dossier", []string{"wire"}, "the dossier decorates what anybody of ours sends"},
 	{"applets/internal/cmdenv", []string{"golang.org/x/sys"}, "everything uses it, so it uses nothing"},
 }
 
@@ -123,6 +124,8 @@ var never = []struct {
 	{"applets/internal/shielded", "github.com/alecthomas/kong", "the server of verdicts finds containers, too: no command line for people"},
 	{"applets/internal/shielded", "applets/internal/config", "its callers have read the operator's configuration, or have none"},
 	{"applets/internal/firewall", "os/exec", "the firewall is changed over netlink, never by a program"},
+	{"applets/internal/reader", "applets/internal/podman", "what reads packets asks no engine: who starts it knows the container"},
+	{"applets/internal/reader", "applets/internal/firewall", "what reads packets changes nothing in the firewall"},
 	{"nl", "wire", "addresses cross as netip values"},
 	{"wire", "nl", "addresses cross as netip values"},
 }
