@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -22,11 +24,12 @@ type fake struct {
 	events     chan Event // that Subscribe passes on
 	subscribed chan struct{}
 	left       chan error // gets why a Subscribe ended
+	passed     chan Event // gets each event that was passed on
 	verdict    func(ctx context.Context, r Request) error
 }
 
 func newFake() *fake {
-	return &fake{events: make(chan Event, 100), subscribed: make(chan struct{}, 100), left: make(chan error, 100)}
+	return &fake{events: make(chan Event, 100), subscribed: make(chan struct{}, 100), left: make(chan error, 100), passed: make(chan Event, 100)}
 }
 
 func (f *fake) Subscribe(ctx context.Context, g func(Event) error) error {
@@ -41,6 +44,7 @@ func (f *fake) Subscribe(ctx context.Context, g func(Event) error) error {
 				f.left <- err
 				return err
 			}
+			f.passed <- e
 		}
 	}
 }
@@ -89,6 +93,16 @@ func serve(t *testing.T, path string, s Service) (stop func()) {
 	stop = func() { cancel(); wg.Wait() }
 	t.Cleanup(stop)
 	return stop
+}
+
+// private is a new directory as sockets are made in.
+func private(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "private")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func connect(t *testing.T, path string) *Client {

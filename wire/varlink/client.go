@@ -112,6 +112,15 @@ func (c *Client) Call(ctx context.Context, method string, in, out any) error {
 	return nil
 }
 
+// Info is what the server tells about itself, and the names of its interfaces.
+func (c *Client) Info(ctx context.Context) (Info, []string, error) {
+	var out info
+	if err := c.Call(ctx, service+".GetInfo", nil, &out); err != nil {
+		return Info{}, nil, err
+	}
+	return Info{out.Vendor, out.Product, out.Version, out.URL}, out.Interfaces, nil
+}
+
 // Stream calls a method that has many replies and yields them as they come.
 // An error is the last thing it yields. Whoever stops before the end closes
 // the connection.

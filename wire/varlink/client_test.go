@@ -70,9 +70,9 @@ func TestCall(t *testing.T) {
 	if !errors.As(err, &e) || e.Name != PermissionDenied || e.Parameters != nil || e.Decode(&struct{}{}) != nil {
 		t.Error(err)
 	}
-	var info info
-	if err := c.Call(ctx, service+".GetInfo", nil, &info); err != nil || info.Product != "Test" {
-		t.Errorf("%+v, %v", info, err)
+	info, interfaces, err := c.Info(ctx)
+	if err != nil || info != f.server.Info || !cmp.Equal(interfaces, []string{"org.example.Test", service}) {
+		t.Errorf("%+v, %v, %v", info, interfaces, err)
 	}
 	if err := c.Call(ctx, "org.example.Test.Ping", 1.5, nil); err == nil {
 		t.Error("called with what are no parameters")
