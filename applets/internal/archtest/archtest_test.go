@@ -91,6 +91,8 @@ var only = []struct {
 	{"applets/internal/policy", []string{"wire/bundle"}, "policy is pure: it can be reasoned about without a system"},
 	{"applets/internal/dossier", []string{"wire"}, "the dossier decorates what anybody of ours sends"},
 	{"applets/internal/cmdenv", []string{"golang.org/x/sys"}, "everything uses it, so it uses nothing"},
+	{"applets/internal/subscriber", []string{"wire"}, "who shows prompts, and where, is not its business: a terminal and a desktop use it alike"},
+	{"applets/internal/terminal", []string{"applets/internal/cmdenv", "applets/internal/subscriber", "wire"}, "it shows and reads; what happens is the subscriber's business"},
 }
 
 func TestOnly(t *testing.T) {
