@@ -90,9 +90,7 @@ func (h *Hub) stop() {
 		h.timer = nil
 	}
 	for _, p := range h.prompts {
-		if p.lost != nil {
-			p.lost.Stop()
-		}
+		p.found()
 	}
 }
 
@@ -178,7 +176,7 @@ func (h *Hub) review() {
 			defer h.sub.mu.Unlock()
 			_, unknown := errors.AsType[clearance.UnknownRequest](err)
 			if unknown && h.epoch == epoch && p.epoch < epoch && !p.ended && !p.Answering {
-				p.end(elsewhere)
+				p.unknown(VerdictTimeout, elsewhere)
 			}
 		})
 	}
@@ -276,7 +274,7 @@ func (h *Hub) blocked(e clearance.Event, id Identity) {
 		old.requests = slices.DeleteFunc(old.requests, func(r string) bool { return r == e.RequestID })
 		delete(h.requests, e.RequestID)
 		if len(old.requests) == 0 {
-			old.unknown()
+			old.unknown(patience, notAsked)
 		}
 		old = nil
 	}
@@ -332,10 +330,7 @@ func (h *Hub) applied(e clearance.Event) {
 		p.answered(e.Action)
 	case p.Answering: // the reply to our own says why
 	default:
-		if p.lost != nil { // so the hub does have it
-			p.lost.Stop()
-			p.lost = nil
-		}
+		p.found()
 		p.Action, p.Failed = e.Action, "an answer given elsewhere could not be carried out"
 		p.show(Failed)
 	}

@@ -82,10 +82,7 @@ func (p *prompt) block(e clearance.Event, now time.Time) {
 
 // known notes a request id that the hub has for it now.
 func (p *prompt) known(id string) {
-	if p.lost != nil {
-		p.lost.Stop()
-		p.lost = nil
-	}
+	p.found()
 	p.epoch = p.hub.epoch
 	p.requests = append(slices.DeleteFunc(p.requests, func(r string) bool { return r == id }), id)
 	for ; len(p.requests) > maxRequests; p.requests = p.requests[1:] {
@@ -94,21 +91,34 @@ func (p *prompt) known(id string) {
 	p.hub.requests[id] = p
 }
 
-// unknown notes that the hub does not have it any more. It is kept for a
-// while: it may be asked again, or what became of it is still to be told.
-func (p *prompt) unknown() {
+// unknown notes that the hub does not have it any more, as it seems: somebody
+// else's answer may be under way, which can fail, and it can be asked again.
+// Until then, but not for longer than d, it is kept.
+func (p *prompt) unknown(d time.Duration, reason string) {
 	if p.lost != nil || p.ended {
 		return
 	}
 	var t *time.Timer
-	t = time.AfterFunc(patience, func() {
+	t = time.AfterFunc(d, func() {
 		p.sub.mu.Lock()
 		defer p.sub.mu.Unlock()
-		if p.lost == t && !p.ended {
-			p.end(notAsked)
+		if p.lost != t || p.ended {
+			return
+		}
+		p.lost = nil
+		if !p.Answering { // else its outcome tells
+			p.end(reason)
 		}
 	})
 	p.lost = t
+}
+
+// found notes that it has.
+func (p *prompt) found() {
+	if p.lost != nil {
+		p.lost.Stop()
+		p.lost = nil
+	}
 }
 
 // Reasons for which prompts go.
@@ -138,7 +148,7 @@ func (p *prompt) concluded(err error) {
 	}
 	if _, ok := errors.AsType[clearance.UnknownRequest](err); ok {
 		p.Failed = notKnown
-		p.unknown()
+		p.unknown(patience, notAsked)
 	} else if refused, ok := errors.AsType[clearance.ShieldFailed](err); ok && strings.TrimSpace(refused.Stderr) != "" {
 		p.Failed = sanitize.String(strings.TrimSpace(refused.Stderr), clearance.MaxStderr)
 	} else {
@@ -171,9 +181,7 @@ func (p *prompt) end(reason string) {
 		return
 	}
 	p.ended = true
-	if p.lost != nil {
-		p.lost.Stop()
-	}
+	p.found()
 	for _, r := range p.requests {
 		delete(p.hub.requests, r)
 	}

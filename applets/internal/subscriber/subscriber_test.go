@@ -445,6 +445,8 @@ func TestHubRestart(t *testing.T) {
 		f.expect("replace 3 Blocked: 192.0.2.9:443 | Container: demo | Protocol: TCP | Blocked 2 times since " +
 			time.Now().Add(-5*time.Second).Local().Format(time.TimeOnly) + " [Allow] [Deny]")
 		time.Sleep(replayTime)
+		f.expect() // somebody's answer may be under way
+		time.Sleep(VerdictTimeout)
 		// 2 is open but was not repeated, 4 was answered elsewhere meanwhile.
 		f.expect("close 4 " + elsewhere)
 		for _, r := range f.stub.asked() {
