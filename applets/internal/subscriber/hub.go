@@ -328,10 +328,11 @@ func (h *Hub) applied(e clearance.Event) {
 		h.sub.Log.Warn("a verdict that is none was dropped", "hub", h.name, "action", e.Action)
 	case e.OK:
 		p.answered(e.Action)
-	case p.Answering: // the reply to our own says why
+	case p.Answering, p.sent == e.RequestID && p.Action == e.Action && !p.heard: // our own, whose reply says why
+		p.heard = true
 	default:
 		p.found()
-		p.Action, p.Failed = e.Action, "an answer given elsewhere could not be carried out"
+		p.Action, p.Failed = e.Action, failedElsewhere
 		p.show(Failed)
 	}
 }

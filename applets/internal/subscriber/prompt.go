@@ -23,8 +23,10 @@ type prompt struct {
 	place     *list.Element
 	requests  []string // ids that the hub knows it by, the newest last; none if it forgot it
 	lost      *time.Timer
-	epoch     int  // of the hub when it last asked
-	dismissed bool // and not to be seen
+	epoch     int    // of the hub when it last asked
+	sent      string // request id of our own verdict
+	heard     bool   // an event has come since, that an answer failed
+	dismissed bool   // and not to be seen
 	ended     bool
 }
 
@@ -133,6 +135,10 @@ const (
 // TooMany is the reason for which a prompt goes that has to make room.
 const TooMany = "there are too many questions"
 
+// failedElsewhere is why an answer that somebody else gave was not carried
+// out, as far as we are told.
+const failedElsewhere = "an answer given elsewhere could not be carried out"
+
 // notKnown is why an answer that the hub cannot place was not carried out.
 const notKnown = "it was answered elsewhere, or is too old: the hub asks again when the container tries again"
 
@@ -147,8 +153,12 @@ func (p *prompt) concluded(err error) {
 		return
 	}
 	if _, ok := errors.AsType[clearance.UnknownRequest](err); ok {
-		p.Failed = notKnown
-		p.unknown(patience, notAsked)
+		p.sent = "" // an event, if one comes, is of somebody else's
+		p.Failed = failedElsewhere
+		if !p.heard {
+			p.Failed = notKnown
+			p.unknown(patience, notAsked)
+		}
 	} else if refused, ok := errors.AsType[clearance.ShieldFailed](err); ok && strings.TrimSpace(refused.Stderr) != "" {
 		p.Failed = sanitize.String(strings.TrimSpace(refused.Stderr), clearance.MaxStderr)
 	} else {

@@ -149,6 +149,7 @@ func (s *Subscriber) Act(id uint64, key string) error {
 	}
 	p.Answering, p.Action, p.Failed = true, key, ""
 	r := p.request(key)
+	p.sent, p.heard = r.RequestID, false
 	s.verdicts++
 	s.work.Go(func() {
 		err := p.hub.ask(s.ctx, r)

@@ -381,10 +381,24 @@ func TestRace(t *testing.T) {
 		f.screen.told()
 		f.hub.Event(applied(1, "deny", false)) // the hub has it again
 		f.expect("replace 1 Deny failed: 192.0.2.7 | Container: demo | Reason: an answer given elsewhere could not be carried out [Allow] [Deny]")
+		f.stub.answers(func(context.Context, clearance.Request) error { // and in the other order
+			f.hub.Event(applied(1, "deny", false))
+			return clearance.UnknownRequest{}
+		})
+		f.act(1, clearance.Allow)
+		f.expect("replace 1 Allow failed: 192.0.2.7 | Container: demo | Reason: " + failedElsewhere + " [Allow] [Deny]")
 		time.Sleep(2 * patience)
 		if len(f.Prompts()) != 1 {
 			t.Error("it is gone")
 		}
+		// The reply to our own may come before its event, too.
+		f.stub.answers(func(context.Context, clearance.Request) error { return clearance.ShieldFailed{Stderr: "no"} })
+		f.act(1, clearance.Allow)
+		f.expect("replace 1 Allow failed: 192.0.2.7 | Container: demo | Reason: no [Allow] [Deny]")
+		f.hub.Event(applied(1, "allow", false))
+		f.expect()
+		f.hub.Event(applied(1, "allow", false)) // but not twice
+		f.expect("replace 1 Allow failed: 192.0.2.7 | Container: demo | Reason: " + failedElsewhere + " [Allow] [Deny]")
 	})
 }
 

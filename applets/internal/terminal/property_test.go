@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +23,7 @@ import (
 // model is a hub as spec'd: what it asks, by container and target.
 type model struct {
 	*session
+	lock sync.Mutex // verdicts come at the same time; never while something else happens
 	rand *rand.Rand
 	open map[string]clearance.Event // by request id
 	next int
@@ -36,6 +38,8 @@ var hostile = []string{
 func (m *model) pick(from []string) string { return from[m.rand.IntN(len(from))] }
 
 func (m *model) verdict(r clearance.Request) error {
+	m.lock.Lock()
+	defer m.lock.Unlock()
 	e, ok := m.open[r.RequestID]
 	switch {
 	case !ok:

@@ -53,6 +53,7 @@ type session struct {
 	reply func(clearance.Request) error // nil: it is carried out
 	ended chan error
 	close context.CancelFunc
+	mu    sync.Mutex
 	noted []clearance.Request
 }
 
@@ -63,7 +64,9 @@ func start(t *testing.T, c Config) *session {
 	term := New(c)
 	s.sub = subscriber.New(subscriber.Config{Notifier: term, Categories: subscriber.All, Log: slog.New(slog.DiscardHandler)})
 	s.hub = s.sub.Hub("hub", func(_ context.Context, r clearance.Request) error {
+		s.mu.Lock()
 		s.noted = append(s.noted, r)
+		s.mu.Unlock()
 		if s.reply == nil {
 			return nil
 		}
