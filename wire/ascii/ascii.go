@@ -7,20 +7,28 @@ package ascii
 import (
 	"strings"
 	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // AppendString appends s as a JSON string. What is not UTF-8 becomes U+FFFD.
 func AppendString(out []byte, s string) []byte {
 	out = append(out, '"')
-	for _, r := range s {
+	start := 0 // of what stands for itself and was not appended yet
+	for i, r := range s {
+		if r >= ' ' && r <= '~' && r != '"' && r != '\\' {
+			continue
+		}
+		out = append(out, s[start:i]...)
 		if r > 0xffff {
 			hi, lo := utf16.EncodeRune(r)
 			out = AppendUnit(AppendUnit(out, uint16(hi)), uint16(lo))
 		} else {
 			out = AppendUnit(out, uint16(r))
 		}
+		_, n := utf8.DecodeRuneInString(s[i:])
+		start = i + n
 	}
-	return append(out, '"')
+	return append(append(out, s[start:]...), '"')
 }
 
 // AppendUnit appends one UTF-16 code unit as it stands inside a JSON string.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -17,7 +18,7 @@ const Timeout = 500 * time.Millisecond
 // rest is how long nothing is sent to a hub that did not read.
 const rest = time.Second
 
-// ErrBusy says that a hub does not read what it is sent.
+// ErrBusy says that a hub takes no more events for now.
 var ErrBusy = errors.New("the hub does not read its events")
 
 // Emitter sends events to a hub over one connection, which it makes when it
@@ -73,7 +74,7 @@ func (e *Emitter) write(line []byte) error {
 	path := e.conn.RemoteAddr()
 	e.conn.Close()
 	e.conn = nil
-	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		e.busy = time.Now()
 		return ErrBusy
 	}
@@ -83,16 +84,20 @@ func (e *Emitter) write(line []byte) error {
 func (e *Emitter) connect() error {
 	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
 	defer cancel()
-	errs := []error{errors.New("no hub to send events to")}
+	all := errors.New("no hub takes events")
 	for _, path := range e.paths {
 		conn, _, err := varlink.Connect(ctx, path)
 		if err == nil {
 			e.conn = conn
 			return nil
 		}
-		errs = append(errs, err)
+		all = fmt.Errorf("%w; %w", all, err)
 	}
-	return errors.Join(errs...)
+	if ctx.Err() != nil {
+		e.busy = time.Now()
+		return ErrBusy
+	}
+	return all
 }
 
 // Close ends the connection. The next Send makes another one.

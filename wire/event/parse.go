@@ -86,9 +86,7 @@ func parse(line []byte) (Event, error) {
 		if e.Proto, ok = m.integer("proto"); !ok {
 			return Event{}, errors.New(`"proto" is not an integer`)
 		}
-		if t, err := time.Parse(time.RFC3339Nano, m.text("ts")); err == nil {
-			e.Time = t.UTC().Truncate(time.Microsecond)
-		}
+		e.Time = m.time("ts")
 	}
 	return e, nil
 }
@@ -124,6 +122,16 @@ func (m members) text(name string) string {
 }
 
 func (m members) clean(name string) string { return sanitize.String(m.text(name), sanitize.Max) }
+
+// time is a member as a time; zero if it is none.
+func (m members) time(name string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, m.text(name))
+	t = t.UTC().Truncate(time.Microsecond)
+	if err != nil || t.Year() < 1 || t.Year() > 9999 { // which have four digits
+		return time.Time{}
+	}
+	return t
+}
 
 // dossier is a member that is an object; of any other it is empty.
 func (m members) dossier(name string) map[string]string {

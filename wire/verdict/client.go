@@ -1,9 +1,11 @@
 package verdict
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"sync"
+	"fmt"
+	"net"
 	"time"
 
 	"github.com/terok-ai/terok-box/wire/sanitize"
@@ -17,89 +19,87 @@ const Timeout = 12 * time.Second
 // Client has answers carried out. It keeps its connection, and makes a new one
 // when it needs it. It is safe for concurrent use; calls wait for each other.
 type Client struct {
-	path string
-	turn chan struct{} // holds one element while a call is under way
-
-	mu   sync.Mutex // guards conn, for Close
-	conn *varlink.Client
+	path  string
+	ended context.Context // by Close
+	end   context.CancelCauseFunc
+	turn  chan struct{}   // holds one element while conn is in use
+	conn  *varlink.Client // nil: none
 }
 
 // New is a client for the socket at a path. It does not connect yet.
-func New(path string) *Client { return &Client{path: path, turn: make(chan struct{}, 1)} }
+func New(path string) *Client {
+	c := &Client{path: path, turn: make(chan struct{}, 1)}
+	c.ended, c.end = context.WithCancelCause(context.Background())
+	return c
+}
 
 // Dial is New, and connects.
 func Dial(ctx context.Context, path string) (*Client, error) {
-	c := New(path)
-	if _, err := c.connection(ctx); err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-// connection is the one that is kept, or a new one.
-func (c *Client) connection(ctx context.Context) (*varlink.Client, error) {
-	c.mu.Lock()
-	conn := c.conn
-	c.mu.Unlock()
-	if conn != nil {
-		return conn, nil
-	}
-	conn, err := varlink.Dial(ctx, c.path)
+	conn, err := varlink.Dial(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c := New(path)
 	c.conn = conn
-	return conn, nil
+	return c, nil
 }
 
-// Close ends the connection, and the call that is under way. The next call
-// makes another one.
+// Close ends the connection, and calls that are under way. The client is of no
+// more use.
 func (c *Client) Close() error {
-	c.mu.Lock()
-	conn := c.conn
-	c.conn = nil
-	c.mu.Unlock()
-	if conn == nil {
+	c.end(net.ErrClosed)
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	if c.conn == nil {
 		return nil
 	}
-	return conn.Close()
+	err := c.conn.Close()
+	c.conn = nil
+	return err
 }
 
-// Apply has an answer carried out and returns the outcome. It is asked for a
-// second time, over a new connection, only if the first was certainly not
-// heard. With an error the outcome is not known, unless it is ErrNotSent of
-// package varlink.
+// Apply has an answer carried out and returns the outcome. An error says that
+// there is none: if it is ErrNotSent of package varlink, the answer was not
+// carried out, otherwise that is not known. It is sent again, over a new
+// connection, only if the kept one turned out to have ended.
 func (c *Client) Apply(ctx context.Context, container, dest, action string) (ok bool, stderr string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(c.ended, func() { end(context.Cause(c.ended)) })()
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
 	case <-ctx.Done():
-		return false, "", errors.Join(varlink.ErrNotSent, context.Cause(ctx))
+	}
+	if err := cmp.Or(context.Cause(ctx), context.Cause(c.ended)); err != nil {
+		return false, "", fmt.Errorf("%w: %w", varlink.ErrNotSent, err)
 	}
 	in := applyIn{container, dest, action}
-	out, kept, err := c.apply(ctx, in)
+	kept := c.conn != nil
+	out, err := c.apply(ctx, in)
 	if kept && errors.Is(err, varlink.ErrNotSent) {
-		out, _, err = c.apply(ctx, in)
+		out, err = c.apply(ctx, in)
 	}
-	return out.OK, sanitize.String(out.Stderr, MaxStderr), err
+	if err != nil {
+		return false, "", err
+	}
+	return out.OK, sanitize.String(out.Stderr, MaxStderr), nil
 }
 
-// apply is one attempt; kept says that it used a connection that was there.
-func (c *Client) apply(ctx context.Context, in applyIn) (out applyOut, kept bool, err error) {
-	c.mu.Lock()
-	kept = c.conn != nil
-	c.mu.Unlock()
-	conn, err := c.connection(ctx)
-	if err != nil {
-		return applyOut{}, kept, errors.Join(varlink.ErrNotSent, err)
+// apply is one attempt.
+func (c *Client) apply(ctx context.Context, in applyIn) (out applyOut, err error) {
+	if c.conn == nil {
+		if c.conn, err = varlink.Dial(ctx, c.path); err != nil {
+			c.conn = nil
+			return out, fmt.Errorf("%w: %w", varlink.ErrNotSent, err)
+		}
 	}
-	err = conn.Call(ctx, InterfaceName+".Apply", in, &out)
+	err = c.conn.Call(ctx, InterfaceName+".Apply", in, &out)
 	if _, answered := errors.AsType[*varlink.Error](err); err != nil && !answered {
-		c.Close()
+		c.conn.Close()
+		c.conn = nil
 	}
-	return out, kept, err
+	return out, err
 }
