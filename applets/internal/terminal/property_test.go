@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -82,11 +83,13 @@ func (m *model) step(containers, targets []string) {
 		m.open[e.RequestID] = e
 		m.hub.Event(e)
 	case 5, 6:
+		var commands strings.Builder // at once, since answers are carried out meanwhile
 		for _, p := range m.sub.Prompts() {
 			if m.rand.IntN(3) == 0 {
-				fmt.Fprintf(m.in, "%s %d\n", m.pick([]string{"a", "d"}), p.ID)
+				fmt.Fprintf(&commands, "%s %d\n", m.pick([]string{"a", "d"}), p.ID)
 			}
 		}
+		io.WriteString(m.in, commands.String())
 	case 7: // elsewhere
 		for id, e := range m.open {
 			m.answered(e)

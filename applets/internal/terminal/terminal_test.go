@@ -483,7 +483,7 @@ func TestTypedAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, Config{Style: Queued})
 		s.reply = func(clearance.Request) error { time.Sleep(time.Second); return nil }
-		s.play("block 1 192.0.2.1 22\nblock 2 192.0.2.2 22\nblock 3 192.0.2.3 22\n> a\n> d\n+2s")
+		s.play("block 1 192.0.2.1 22\nblock 2 192.0.2.2 22\nblock 3 192.0.2.3 22\n> a\n+100ms\n> d\n+2s")
 		var got []string
 		for _, r := range s.noted {
 			got = append(got, r.Action+" "+r.Dest)
