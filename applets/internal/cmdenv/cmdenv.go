@@ -164,3 +164,8 @@ func (e *Env) Color(w any) bool {
 func Context() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 }
+
+// Interrupted says whether it was SIGINT that has ended a Context.
+func Interrupted(ctx context.Context) bool {
+	return ctx.Err() != nil && context.Cause(ctx).Error() == syscall.SIGINT.String()+" signal received"
+}

@@ -208,5 +208,8 @@ func TestContext(t *testing.T) {
 		if !errors.Is(ctx.Err(), context.Canceled) {
 			t.Error(ctx.Err())
 		}
+		if Interrupted(ctx) != (sig == syscall.SIGINT) {
+			t.Errorf("%v: %v", sig, context.Cause(ctx))
+		}
 	}
 }

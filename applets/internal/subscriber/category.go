@@ -5,8 +5,19 @@ import (
 	"unicode"
 )
 
-// EventsVar is the environment variable that ParseCategories is for.
+// EventsVar is the environment variable that says what is shown.
 const EventsVar = "TEROK_CLEARANCE_NOTIFY_EVENTS"
+
+// Chosen is what the environment variables say is to be shown: Questions
+// unless EventsVar is set, be it to nothing. unknown are the words there that
+// are no categories.
+func Chosen(vars map[string]string) (c Category, unknown []string) {
+	text, ok := vars[EventsVar]
+	if !ok {
+		return Questions, nil
+	}
+	return ParseCategories(text)
+}
 
 // Category is a kind of event that can be shown or not; several of them
 // together are their sum.

@@ -116,6 +116,14 @@ func TestParseCategories(t *testing.T) {
 			t.Errorf("%q: %v, %q", in, c, unknown)
 		}
 	}
+	for _, tt := range []struct {
+		vars map[string]string
+		want Category
+	}{{nil, Questions}, {map[string]string{EventsVar: ""}, 0}, {map[string]string{EventsVar: "All"}, All}, {map[string]string{EventsVar: "shield_up"}, ShieldUp}} {
+		if got, unknown := Chosen(tt.vars); got != tt.want || unknown != nil {
+			t.Errorf("%q: %v, %q", tt.vars, got, unknown)
+		}
+	}
 	if got := (Blocked | ContainerExited).String(); got != "blocked,container_exited" {
 		t.Error(got)
 	}
