@@ -16,6 +16,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/dnsproxy"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/shielded"
+	"github.com/terok-ai/terok-box/applets/nflogreader"
 	"github.com/terok-ai/terok-box/applets/nfthook"
 	"github.com/terok-ai/terok-box/applets/shield"
 )
@@ -43,6 +44,7 @@ func table() []applet {
 		{name: "terok-clearance-notify", about: "desktop notifications with Allow and Deny", run: absent("terok-clearance-notify")},
 		{name: shielded.InsideName, private: true, run: shield.RunInside},
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
+		{name: nflogreader.Name, private: true, run: nflogreader.Run},
 	}
 }
 

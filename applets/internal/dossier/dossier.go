@@ -95,18 +95,19 @@ func read(path string) (map[string]string, error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
 	}
-	pairs, err := Parse(data)
+	pairs, err := Parse(string(data))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return pairs, nil
+	return clean(pairs), nil
 }
 
-// Parse is the pairs in a JSON object: those whose value is text that is not
-// empty, or a number other than 0. Others are left out.
-func Parse(data []byte) (map[string]string, error) {
+// Parse is the pairs in a JSON object, as they stand there, for New: those
+// whose value is text that is not empty, or a number other than 0. Others are
+// left out.
+func Parse(text string) (map[string]string, error) {
 	var raw map[string]any
-	dec := json.NewDecoder(strings.NewReader(string(data)))
+	dec := json.NewDecoder(strings.NewReader(text))
 	dec.UseNumber()
 	if err := dec.Decode(&raw); err != nil {
 		return nil, fmt.Errorf("no JSON object: %w", err)
@@ -118,14 +119,16 @@ func Parse(data []byte) (map[string]string, error) {
 	for k, v := range raw {
 		switch v := v.(type) {
 		case string:
-			pairs[k] = v
+			if v != "" {
+				pairs[k] = v
+			}
 		case json.Number:
 			if f, err := strconv.ParseFloat(v.String(), 64); err != nil || f != 0 {
 				pairs[k] = v.String()
 			}
 		}
 	}
-	return clean(pairs), nil
+	return pairs, nil
 }
 
 // clean is the pairs that can be shown, within bounds, without meta_path.

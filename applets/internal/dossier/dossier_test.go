@@ -164,13 +164,18 @@ func TestBounds(t *testing.T) {
 
 // Whatever stands in a file, what comes out of it can be shown and is bounded.
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(`{"task":"t","n":1,"x":null}`))
-	f.Add([]byte(`{"a\u0000":"b","c":"\ud800"}`))
-	f.Add([]byte("{\"\xff\":\"\xfe\"}"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		pairs, err := Parse(data)
+	f.Add(`{"task":"t","n":1,"x":null}`)
+	f.Add(`{"a\u0000":"b","c":"\ud800"}`)
+	f.Add("{\"\xff\":\"\xfe\"}")
+	f.Fuzz(func(t *testing.T, text string) {
+		raw, err := Parse(text)
 		if err != nil {
 			return
+		}
+		delete(raw, oci.DossierMetaPath)
+		pairs, err := New(raw).Now()
+		if err != nil {
+			t.Fatal(err)
 		}
 		if len(pairs) > oci.MaxDossier {
 			t.Errorf("%d pairs", len(pairs))
