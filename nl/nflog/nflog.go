@@ -12,6 +12,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,10 +50,13 @@ const (
 	// receiveBuffer lets 4 MiB of messages wait. It loses nothing at some
 	// 380,000 packets a second.
 	receiveBuffer = 4 << 20
-	// readSize holds any message: the kernel makes them of a page.
-	readSize = 64 << 10
-	// maxDrain is how many datagrams one Receive takes.
-	maxDrain = 1024
+	// datagramSize holds what the kernel says of a packet, which is the bytes
+	// copied, a prefix and some numbers.
+	datagramSize = 4 << 10
+	// batch is how many datagrams are read at once.
+	batch = 16
+	// maxDrain is how many batches one Receive takes.
+	maxDrain = 64
 )
 
 // ErrBusy says that another process reads the group in this namespace: the
@@ -71,10 +75,26 @@ type Packet struct {
 type Conn struct {
 	file   *os.File
 	raw    syscall.RawConn
-	buf    []byte
 	lost   atomic.Uint64
 	next   uint32 // sequence number of the next packet
 	prefix string // of the last packet
+
+	buf  []byte // of a batch of datagrams
+	iovs [batch]unix.Iovec
+	msgs [batch]mmsghdr
+
+	// What try is to do and what came of it. It is made once: what is made
+	// for every packet would be a lot of garbage.
+	try  func(fd uintptr) (done bool)
+	wait bool
+	n    int
+	err  error
+}
+
+// mmsghdr is the struct of that name in recvmmsg(2).
+type mmsghdr struct {
+	unix.Msghdr
+	len uint32
 }
 
 // Open starts to read a group in the network namespace of the calling thread.
@@ -90,7 +110,7 @@ func open(group uint16, buffer int) (_ *Conn, err error) {
 	if err != nil {
 		return fail("open a netlink socket", err)
 	}
-	c := &Conn{file: os.NewFile(uintptr(fd), "nflog"), buf: make([]byte, readSize)}
+	c := &Conn{file: os.NewFile(uintptr(fd), "nflog"), buf: make([]byte, batch*datagramSize)}
 	defer func() {
 		if err != nil {
 			c.file.Close()
@@ -115,6 +135,20 @@ func open(group uint16, buffer int) (_ *Conn, err error) {
 	}
 	if c.raw, err = c.file.SyscallConn(); err != nil {
 		return fail("wait for packets", err)
+	}
+	for i := range batch {
+		c.iovs[i].Base = &c.buf[i*datagramSize]
+		c.iovs[i].SetLen(datagramSize)
+		c.msgs[i].Iov = &c.iovs[i]
+		c.msgs[i].SetIovlen(1)
+	}
+	c.try = func(fd uintptr) bool {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&c.msgs[0])), batch, unix.MSG_DONTWAIT, 0, 0)
+		c.n, c.err = int(n), nil
+		if errno != 0 {
+			c.n, c.err = 0, errno
+		}
+		return errno != unix.EAGAIN || !c.wait
 	}
 	return c, nil
 }
@@ -220,37 +254,50 @@ func (c *Conn) Receive(f func(Packet)) error {
 		case err != nil:
 			return fmt.Errorf("read logged packets: %w", err)
 		}
-		// What is not understood is lost, which shows in the same way.
-		_ = messages(c.buf[:n], func(typ uint16, _ uint32, body []byte) {
-			if typ != unix.NFNL_SUBSYS_ULOG<<8|msgPacket {
-				return
-			}
-			p, numbered, err := c.packet(body)
-			if err != nil {
-				return
-			}
-			if numbered {
-				c.lost.Add(uint64(p.Seq - c.next)) // modulo 2³²
-				c.next = p.Seq + 1
-			}
-			packets++
-			f(p)
-		})
+		for i := range n {
+			packets += c.take(c.datagram(i), f)
+		}
+		if n < batch && packets > 0 { // there are no more
+			return nil
+		}
 	}
 	return nil
 }
 
-// read takes one datagram. If there is none, it waits for it or fails with
-// EAGAIN.
-func (c *Conn) read(wait bool) (n int, err error) {
-	closed := c.raw.Read(func(fd uintptr) bool {
-		n, err = unix.Read(int(fd), c.buf)
-		return err != unix.EAGAIN || !wait
+// take calls f with the packets of a datagram and returns how many there were.
+// What is not understood is lost, which shows in the next number.
+func (c *Conn) take(b []byte, f func(Packet)) (packets int) {
+	_ = messages(b, func(typ uint16, _ uint32, body []byte) {
+		if typ != unix.NFNL_SUBSYS_ULOG<<8|msgPacket {
+			return
+		}
+		p, numbered, err := c.packet(body)
+		if err != nil {
+			return
+		}
+		if numbered {
+			c.lost.Add(uint64(p.Seq - c.next)) // modulo 2³²
+			c.next = p.Seq + 1
+		}
+		packets++
+		f(p)
 	})
-	if closed != nil {
+	return packets
+}
+
+// read takes a batch of datagrams and returns how many there are. If there is
+// none, it waits for one or fails with EAGAIN.
+func (c *Conn) read(wait bool) (n int, err error) {
+	c.wait = wait
+	if closed := c.raw.Read(c.try); closed != nil {
 		return 0, os.ErrClosed
 	}
-	return n, err
+	return c.n, c.err
+}
+
+// datagram is one of the batch, cut if it was too long.
+func (c *Conn) datagram(i int) []byte {
+	return c.buf[i*datagramSize:][:min(c.msgs[i].len, datagramSize)]
 }
 
 // Lost is how many packets of the group, before the last one received, did not

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,20 @@ func (h *hub) set(err error, wait chan struct{}) {
 	h.err, h.wait = err, wait
 }
 
+// attempts is how often somebody tried to pass an event on.
+func (h *hub) attempts() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tries
+}
+
+// peek is the events so far.
+func (h *hub) peek() []event.Event {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.events)
+}
+
 // take is the events so far, as text, and forgets them.
 func (h *hub) take() (out []string) {
 	h.mu.Lock()
@@ -91,6 +106,12 @@ func (l *logged) Write(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	l.lines = append(l.lines, string(p))
 	return len(p), nil
+}
+
+func (l *logged) all() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.lines)
 }
 
 func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
@@ -254,7 +275,7 @@ func TestUndelivered(t *testing.T) {
 			t.Errorf("audit %v", lines)
 		}
 		if s := d.Status(); s.Trouble != "" || d.log.count("questions reach nobody") != 2 { // once each way
-			t.Errorf("%+v; %q", s, d.log.lines)
+			t.Errorf("%+v; %q", s, d.log.all())
 		}
 	})
 }
@@ -365,8 +386,8 @@ func TestStarted(t *testing.T) {
 	inBubble(t, Config{}, func(d *dry) {
 		d.hub.set(errors.New("nobody is there yet"), nil)
 		time.Sleep(3 * time.Second)
-		if d.hub.tries < 5 || d.hub.tries > 8 {
-			t.Errorf("%d attempts", d.hub.tries)
+		if n := d.hub.attempts(); n < 5 || n > 8 {
+			t.Errorf("%d attempts", n)
 		}
 		d.hub.set(nil, nil)
 		d.blockedTCP("198.51.100.7", 443)
@@ -404,13 +425,13 @@ func TestRefusedNames(t *testing.T) {
 		q("a.example.com", "A", names.Refused, 0)
 		q("a.example.com", "AAAA", names.Refused, 0)
 		synctest.Wait()
-		if got := d.hub.events; len(got) != 1 || got[0].Dossier["task"] != "t" {
+		if got := d.hub.peek(); len(got) != 1 || got[0].Dossier["task"] != "t" {
 			t.Errorf("%v", got)
 		}
 		d.sees(short + ":1  17/53 a.example.com")
 		q("b.example.com", "AAAA", names.Refused, 0)
 		d.sees(short + ":2  17/53 b.example.com")
-		for _, verdict := range []string{names.Allowed, names.Resolved, names.Failed, "denied", "", "other"} {
+		for _, verdict := range []string{names.Allowed, names.Resolved, names.Failed, names.Denied, "", "other"} {
 			q("c.example.com", "A", verdict, 0)
 		}
 		for _, typ := range []string{"TXT", "HTTPS", "PTR", "TYPE65280", ""} {
@@ -429,7 +450,7 @@ func TestRefusedNames(t *testing.T) {
 			t.Errorf("audit %v: they are written by who refuses them", lines)
 		}
 		if d.log.count("refused names were lost") != 2 {
-			t.Errorf("log %q", d.log.lines)
+			t.Errorf("log %q", d.log.all())
 		}
 		for i := range 1000 {
 			q(fmt.Sprintf("x%d.example.com", i), "A", names.Refused, 0)
@@ -496,7 +517,7 @@ func TestDossier(t *testing.T) {
 			{"project": "p", "task": "zero"},
 		}
 		var got, lines []map[string]string
-		for _, e := range d.hub.events {
+		for _, e := range d.hub.peek() {
 			got = append(got, e.Dossier)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -509,7 +530,7 @@ func TestDossier(t *testing.T) {
 			t.Errorf("audit (-want +got)\n%s", diff)
 		}
 		if s := d.Status(); !strings.Contains(s.Trouble, "dossier") || d.log.count("dossier") != 1 {
-			t.Errorf("%+v, %q", s, d.log.lines)
+			t.Errorf("%+v, %q", s, d.log.all())
 		}
 	})
 }
@@ -525,14 +546,14 @@ func TestLossIsLogged(t *testing.T) {
 		time.Sleep(lossPause)
 		synctest.Wait()
 		sum := 0
-		for _, l := range d.log.lines {
+		for _, l := range d.log.all() {
 			var n int
 			_, after, _ := strings.Cut(l, "count=")
 			fmt.Sscan(after, &n)
 			sum += n
 		}
-		if n := len(d.log.lines); n < 5 || n > 12 || sum != 700 {
-			t.Errorf("%d lines about %d packets: %q", n, sum, d.log.lines)
+		if n := len(d.log.all()); n < 5 || n > 12 || sum != 700 {
+			t.Errorf("%d lines about %d packets: %q", n, sum, d.log.all())
 		}
 	})
 }
