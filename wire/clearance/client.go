@@ -11,6 +11,10 @@ import (
 // ErrReply says that a hub answered with what cannot be.
 var ErrReply = errors.New("the hub gives an impossible answer")
 
+// maxReply bounds what a hub sends, in bytes: more than an event takes that had
+// a line of package event to come from.
+const maxReply = 1 << 20
+
 // Client asks one hub. It is safe for concurrent use; its calls wait for each
 // other, and a subscription is a call until its end: verdicts need another
 // Client. After an error that is not one of this package's it is of no more
@@ -19,7 +23,7 @@ type Client struct{ conn *varlink.Client }
 
 // Dial connects to the socket at a path. The hub must be of our own user.
 func Dial(ctx context.Context, path string) (*Client, error) {
-	conn, err := varlink.Dial(ctx, path)
+	conn, err := varlink.Dialer{MaxReply: maxReply}.Dial(ctx, path)
 	if err != nil {
 		return nil, err
 	}

@@ -28,9 +28,9 @@ var errMoved = errors.New("another hub has taken its place")
 // nil, are called one after the other; as long as one runs, events wait in the
 // hub, which keeps a limited number of them.
 type Handler struct {
-	Connected func()      // the hub answers and is subscribed to: what it still asks comes first
-	Event     func(Event) //
-	Lost      func(error) // the subscription has ended, or could not be made, which is tried again
+	Connected func()      // the hub answers; the questions that are open come first
+	Event     func(Event) // something has happened
+	Lost      func(error) // the subscription has ended or could not be made; it is tried again
 
 	// Poke, if there is one, ends the wait for the next attempt, and the ones
 	// after that begin with short waits again.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -384,6 +386,54 @@ func TestForeignServer(t *testing.T) {
 		return Peer{}, ErrForeign
 	}}
 	if _, err := d.Dial(limited(t), f.path); !errors.Is(err, ErrForeign) {
+		t.Error(err)
+	}
+}
+
+// A call that the server cannot have heard can be told from one that it may
+// have carried out.
+func TestNotSent(t *testing.T) {
+	path := filepath.Join(private(t), "s")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, heard := range []bool{false, true} {
+		c, err := Dial(limited(t), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if heard {
+			go func() {
+				in := frames{conn: server, limit: MaxReply}
+				in.next()
+				server.Close()
+			}()
+		} else {
+			server.Close()
+		}
+		err = c.Call(limited(t), "a.B", nil, nil)
+		if !errors.Is(err, ErrHungUp) || errors.Is(err, ErrNotSent) == heard {
+			t.Errorf("heard: %v: %v", heard, err)
+		}
+	}
+}
+
+// What is not varlink can be spoken, too.
+func TestConnect(t *testing.T) {
+	f := start(t, nil)
+	c, peer, err := Connect(limited(t), f.path)
+	if err != nil || peer.UID != os.Geteuid() || peer.PID != os.Getpid() {
+		t.Fatalf("%+v, %v", peer, err)
+	}
+	defer c.Close()
+	if _, _, err := Connect(limited(t), f.path+"x"); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

@@ -300,6 +300,9 @@ func dial(ctx context.Context, path string) (*net.UnixConn, error) {
 		if err == nil {
 			return c.(*net.UnixConn), nil
 		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			<-ctx.Done() // it is about to
+		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
