@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/audit"
-	"github.com/terok-ai/terok-box/applets/internal/shielded"
+	"github.com/terok-ai/terok-box/wire/control"
 	"github.com/terok-ai/terok-box/wire/names"
 )
 
@@ -94,7 +94,7 @@ func TestPacketEvent(t *testing.T) {
 		"TEROK_SHIELD_BLOCKED: ": "queued_connection", "TEROK_SHIELD_DENIED: ": "blocked_connection", "TEROK_SHIELD_PRIVATE: ": "private_range",
 		"TEROK_SHIELD_ALLOWED: ": "allowed_connection", "TEROK_SHIELD_BYPASS: ": "bypass_connection", "other": "nflog", "": "nflog",
 	} {
-		e := packetEvent(shielded.Packet{Prefix: prefix, Dest: dest, Proto: 6, Port: 443})
+		e := packetEvent(control.Packet{Prefix: prefix, Dest: dest, Proto: 6, Port: 443})
 		if e.Action != want || e.Dest != "203.0.113.1" || e.Port != 443 || e.Proto != 6 {
 			t.Errorf("%q: %+v", prefix, e)
 		}

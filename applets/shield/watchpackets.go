@@ -8,6 +8,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/control"
 )
 
 // packets are those that the container's firewall logs. The kernel gives them
@@ -22,7 +23,7 @@ func (w *watch) packets(ctx context.Context) {
 		}
 	}()
 	w.again(ctx, func(ctx context.Context) error {
-		err := w.c.Packets(ctx, func(p shielded.Packet) error {
+		err := w.c.Packets(ctx, func(p control.Packet) error {
 			e := packetEvent(p)
 			e.Domain = w.nameOf(ctx, p.Dest)
 			return w.tell(ctx, e)
@@ -35,7 +36,7 @@ func (w *watch) packets(ctx context.Context) {
 }
 
 // packetEvent is the event of a packet.
-func packetEvent(p shielded.Packet) event {
+func packetEvent(p control.Packet) event {
 	e := event{
 		Time: p.Time.UTC().Format(timeFormat), Source: fromNFLOG, Action: "nflog", Dest: p.Dest.String(), Detail: strings.TrimSpace(p.Prefix),
 		Port: p.Port, Proto: p.Proto, Missed: p.Lost,

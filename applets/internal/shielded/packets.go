@@ -7,35 +7,26 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/firewall"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nflog"
 	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
+	"github.com/terok-ai/terok-box/wire/varlink"
 )
 
 // opPackets has RunInside print the packets that the container's firewall
 // logs, a JSON object a line, until it is killed.
 const opPackets control.Op = "packets"
 
-// Packet is one that a container's firewall logged.
-type Packet struct {
-	Time   time.Time  `json:"time,omitzero"`
-	Prefix string     `json:"prefix,omitempty"` // what the rule says
-	Dest   netip.Addr `json:"dest,omitzero"`
-	Proto  uint8      `json:"proto,omitempty"`
-	Port   uint16     `json:"port,omitempty"`
-	Lost   int64      `json:"lost,omitempty"` // before this one
-}
-
 // packetLine is a line of opPackets.
 type packetLine struct {
-	Packet
-	Busy  bool   `json:"busy,omitempty"` // another process reads them
-	Error string `json:"error,omitempty"`
+	control.Packet
+	Busy  bool   // another process reads them
+	Error string // or this went wrong
 }
 
 // maxPacketLine bounds a line, in bytes.
@@ -44,9 +35,76 @@ const maxPacketLine = 4 << 10
 // ErrBusy says that another process reads the container's packets.
 var ErrBusy = errors.New("another process reads its blocked packets")
 
+// How long a supervisor that has ended may take to be back, and how often is
+// looked whether there is one.
+const (
+	returnTimeout = 5 * time.Second
+	returnPause   = 100 * time.Millisecond
+)
+
+var (
+	errEnded    = errors.New("the container's supervisor has ended; packets are missed until it is back")
+	errReturned = errors.New("the container's supervisor is back")
+)
+
 // Packets calls visit with every packet that the container's firewall logs
-// until ctx ends or visit fails. It reads them in the container's namespaces.
-func (c Container) Packets(ctx context.Context, visit func(Packet) error) error {
+// until ctx ends, visit fails or the packets cannot be had any more; the
+// caller may then call it again. The kernel gives them to one reader only: they
+// come from the container's supervisor, and where it has none, or none for
+// longer than one takes to be started again, they are read in the container's
+// namespaces, for as long as that is so.
+func (c Container) Packets(ctx context.Context, visit func(control.Packet) error) error {
+	before, err := c.recorded()
+	if err != nil {
+		return err
+	}
+	client, _, err := c.Supervisor(ctx)
+	for end := time.Now().Add(returnTimeout); errors.Is(err, ErrDead) && time.Now().Before(end); {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(returnPause):
+			client, _, err = c.Supervisor(ctx)
+		}
+	}
+	switch {
+	case err == nil:
+		defer client.Close()
+		if err = client.Packets(ctx, visit); errors.Is(err, varlink.ErrHungUp) {
+			err = errEnded
+		}
+	case errors.Is(err, ErrNone), errors.Is(err, ErrDead), errors.Is(err, ErrOther):
+		alone, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		go c.waitForSupervisor(alone, cancel, before)
+		if err = c.readPackets(alone, visit); errors.Is(context.Cause(alone), errReturned) {
+			err = nil
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// waitForSupervisor ends the context when the container has another supervisor
+// than before, which cannot work while somebody else reads the packets.
+func (c Container) waitForSupervisor(ctx context.Context, end context.CancelCauseFunc, before bundle.Supervisor) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(returnPause):
+		}
+		if s, err := c.recorded(); err == nil && s != before && s.Control != "" && s.Alive() {
+			end(errReturned)
+			return
+		}
+	}
+}
+
+// readPackets is Packets without a supervisor.
+func (c Container) readPackets(ctx context.Context, visit func(control.Packet) error) error {
 	req := control.Request{Op: opPackets, Container: c.Name, PID: c.PID, NetNS: c.NetNS}
 	ns, err := netns.Open(c.PID)
 	if err != nil {
@@ -54,7 +112,7 @@ func (c Container) Packets(ctx context.Context, visit func(Packet) error) error 
 	}
 	defer ns.Close()
 	if !netns.NeedsEnter(ns) {
-		return readPackets(ctx, req, visit)
+		return packetsOf(ctx, req, visit)
 	}
 	ctx, cancel := context.WithCancel(ctx) // kills it
 	defer cancel()
@@ -85,7 +143,7 @@ func (c Container) Packets(ctx context.Context, visit func(Packet) error) error 
 // servePackets is what RunInside does for opPackets.
 func servePackets(ctx context.Context, out io.Writer, req control.Request) error {
 	enc := json.NewEncoder(out)
-	err := readPackets(ctx, req, func(p Packet) error { return enc.Encode(packetLine{Packet: p}) })
+	err := packetsOf(ctx, req, func(p control.Packet) error { return enc.Encode(packetLine{Packet: p}) })
 	switch {
 	case err == nil, ctx.Err() != nil:
 		return nil
@@ -95,9 +153,9 @@ func servePackets(ctx context.Context, out io.Writer, req control.Request) error
 	return enc.Encode(packetLine{Error: err.Error()})
 }
 
-// readPackets calls visit with every logged packet of the container's network
+// packetsOf calls visit with every logged packet of the container's network
 // namespace, which this process may enter.
-func readPackets(ctx context.Context, req control.Request, visit func(Packet) error) error {
+func packetsOf(ctx context.Context, req control.Request, visit func(control.Packet) error) error {
 	ns, err := netns.Open(req.PID)
 	if err != nil {
 		return err
@@ -130,7 +188,7 @@ func readPackets(ctx context.Context, req control.Request, visit func(Packet) er
 			}
 			was := lost
 			lost = conn.Lost()
-			err = visit(Packet{
+			err = visit(control.Packet{
 				Time: time.Now().UTC(), Prefix: p.Prefix,
 				Dest: flow.Dst, Proto: flow.Proto, Port: flow.DstPort, Lost: int64(lost - was),
 			})

@@ -23,12 +23,13 @@ const (
 var (
 	ErrNone = errors.New("the container has no supervisor")
 	ErrDead = errors.New("the container's supervisor has ended")
+	// ErrOther says that it works on another network namespace, as when the
+	// container in charge of this one was started anew.
+	ErrOther = errors.New("the container's supervisor works on another network")
 )
 
 // Supervisor connects to the process that asks an operator about what the
-// container's firewall blocks, and has it say how it is. One that works on
-// another network namespace, as after the container in charge of this one was
-// started anew, is not the container's.
+// container's firewall blocks, and has it say how it is.
 func (c Container) Supervisor(ctx context.Context) (*control.Client, control.Status, error) {
 	s, err := c.recorded()
 	switch {
@@ -47,14 +48,18 @@ func (c Container) Supervisor(ctx context.Context) (*control.Client, control.Sta
 	defer cancel()
 	client, err := control.Dial(ctx, s.Control)
 	if err != nil {
-		return nil, control.Status{}, err
+		return nil, control.Status{}, fmt.Errorf("reach the container's supervisor: %w", err)
 	}
 	status, err := client.Status(ctx)
-	if err == nil && status.NetNS != netNS {
-		err = fmt.Errorf("the supervisor at %s works on another container's network", s.Control)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("the container's supervisor does not answer: %w", err)
+	case status.NetNS != netNS:
+		err = ErrOther
 	}
 	if err != nil {
-		return nil, control.Status{}, errors.Join(err, client.Close())
+		client.Close()
+		return nil, control.Status{}, err
 	}
 	return client, status, nil
 }
