@@ -194,8 +194,19 @@ func (l *live) env(out, errs io.Writer) *cmdenv.Env {
 // command runs one that ends by itself.
 func (l *live) command(t *testing.T, args ...string) (out, errs string) {
 	t.Helper()
+	return l.commandIn(t, nil, args...)
+}
+
+// commandIn does so with more environment variables.
+func (l *live) commandIn(t *testing.T, vars []string, args ...string) (out, errs string) {
+	t.Helper()
 	var o, e bytes.Buffer
-	if err := run(t.Context(), l.env(&o, &e), args); err != nil {
+	env := l.env(&o, &e)
+	for _, kv := range vars {
+		k, v, _ := strings.Cut(kv, "=")
+		env.Vars[k] = v
+	}
+	if err := run(t.Context(), env, args); err != nil {
 		t.Errorf("%q: %v", args, err)
 	}
 	return o.String(), e.String()

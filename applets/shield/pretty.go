@@ -19,7 +19,7 @@ const (
 )
 
 // pretty is the event for people, on one line, in local time.
-func (e event) pretty(color bool) string {
+func (e watchEvent) pretty(color bool) string {
 	when := e.Time
 	if t, err := time.Parse(time.RFC3339Nano, e.Time); err == nil {
 		when = t.Local().Format(time.TimeOnly)
@@ -53,7 +53,7 @@ func (e event) pretty(color bool) string {
 }
 
 // about is what was asked for or connected to.
-func (e event) about() string {
+func (e watchEvent) about() string {
 	name := e.Domain
 	if e.QueryType != "" {
 		name += " " + e.QueryType

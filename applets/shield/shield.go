@@ -93,6 +93,9 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
+	if flag := dashed(args); flag != "" {
+		return cmdenv.Usagef("terok-shield: %q is neither a flag nor what can be allowed or denied (see terok-shield allow --help)", flag)
+	}
 	cmd, err := parse(parser, args)
 	switch {
 	case err != nil && slices.Contains(args, "--version") && g.Version:
@@ -114,6 +117,25 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 		return fmt.Errorf("Error: %w", err) //nolint:staticcheck // scripts know this text
 	}
 	return nil
+}
+
+// dashed is what looks like a flag and stands where allow and deny have their
+// target, after the container; "" if there is nothing but their own flags. A
+// script that passes on what somebody else chose must not get help instead,
+// and take that for success.
+func dashed(args []string) string {
+	var words []string // without flags
+	for i := 0; i < len(args); i++ {
+		switch arg := args[i]; {
+		case arg == "--state-dir":
+			i++ // and its value
+		case !strings.HasPrefix(arg, "-"):
+			words = append(words, arg)
+		case len(words) >= 2 && (words[0] == "allow" || words[0] == "deny") && arg != "--json" && !strings.HasPrefix(arg, "--state-dir="):
+			return arg
+		}
+	}
+	return ""
 }
 
 // helped is the panic that ends parsing after help was printed.

@@ -1,19 +1,16 @@
 package shield
 
 import (
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/wire/control"
+	"github.com/terok-ai/terok-box/wire/event"
 )
 
 // target is what the verbs that change one container's state share.
 type target struct {
 	Container container `arg:"" help:"Container name or id."`
 	JSON      bool      `name:"json" help:"Print a JSON object."`
-}
-
-// routed accepts the id that older scripts pass; it is looked up anyway.
-type routed struct {
-	ContainerID string `name:"container-id" hidden:""`
 }
 
 type upCmd struct {
@@ -39,35 +36,54 @@ type outcome struct {
 }
 
 func (c upCmd) Run(a *app) error {
-	return c.change(a, control.OpUp, ruleset.Up, "Shield up for %s\n")
+	return c.announced(a, c.routed, control.OpUp, ruleset.Up, event.ShieldUp, "Shield up for %s\n")
 }
 
 func (c downCmd) Run(a *app) error {
 	if c.All {
-		return c.change(a, control.OpDisengage, ruleset.Disengaged, "Shield down for %s (all traffic)\n")
+		return c.announced(a, c.routed, control.OpDisengage, ruleset.Disengaged, event.ShieldDisengaged, "Shield down for %s (all traffic)\n")
 	}
-	return c.change(a, control.OpDown, ruleset.Down, "Shield down for %s\n")
+	return c.announced(a, c.routed, control.OpDown, ruleset.Down, event.ShieldDown, "Shield down for %s\n")
 }
 
 func (c quarantineCmd) Run(a *app) error {
-	return c.change(a, control.OpQuarantine, ruleset.Quarantine, "Shield QUARANTINED for %s — all traffic dropped\n")
+	found, err := c.change(a, control.OpQuarantine)
+	if err != nil {
+		return err
+	}
+	return c.print(a, found, ruleset.Quarantine, "Shield QUARANTINED for %s — all traffic dropped\n")
 }
 
-func (c target) change(a *app, op control.Op, to ruleset.State, text string) error {
+// announced makes a change that the container's hub is told of.
+func (c target) announced(a *app, r routed, op control.Op, to ruleset.State, kind, text string) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	found, err := c.change(a, op)
+	if err != nil {
+		return err
+	}
+	_ = a.announce(found, kind, r)
+	return c.print(a, found, to, text)
+}
+
+func (c target) change(a *app, op control.Op) (shielded.Container, error) {
 	cfg, err := a.config()
 	if err != nil {
-		return err
+		return shielded.Container{}, err
 	}
-	l, err := a.locate(cfg, c.Container)
+	found, err := a.locate(cfg, c.Container)
 	if err != nil {
-		return err
+		return found, err
 	}
-	if _, err := a.execute(l, control.Request{Op: op, Audit: cfg.Audit}); err != nil {
-		return err
-	}
+	_, err = a.execute(found, control.Request{Op: op, Audit: cfg.Audit})
+	return found, err
+}
+
+func (c target) print(a *app, found shielded.Container, to ruleset.State, text string) error {
 	if c.JSON {
-		return a.printJSON(outcome{Container: l.Name, State: to.String()})
+		return a.printJSON(outcome{Container: found.Name, State: to.String()})
 	}
-	a.printf(text, l.Name)
+	a.printf(text, found.Name)
 	return nil
 }

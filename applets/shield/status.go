@@ -29,8 +29,10 @@ func (c statusCmd) Run(a *app) error {
 	}
 	if c.JSON {
 		s := containerStatus{Container: l.Name, State: resp.State, Detail: resp.Detail}
-		if err := s.names(a, l); err != nil {
-			a.warn(err.Error()) // the state is worth knowing all the same
+		for _, err := range []error{s.names(a, l), s.supervisor(a, l)} {
+			if err != nil {
+				a.warn(err.Error()) // the state is worth knowing all the same
+			}
 		}
 		return a.printJSON(s)
 	}
@@ -47,6 +49,9 @@ type containerStatus struct {
 	Tier      string        `json:"tier,omitempty"`   // as in config.yml
 	Namer     string        `json:"namer,omitempty"`  // the process that finds the addresses of its names: "alive", "dead", "silent"
 	Names     *names.Status `json:"names,omitempty"`  // what that process says
+
+	Supervisor string          `json:"supervisor,omitempty"` // the process that asks about what is blocked: "alive", "dead", "silent"
+	Questions  *control.Status `json:"questions,omitempty"`  // what that process says
 }
 
 // statusTimeout is for a process that answers from its memory.
@@ -86,6 +91,26 @@ func (s *containerStatus) names(a *app, l shielded.Container) (err error) {
 	}
 	s.Namer, s.Names = "alive", &status
 	return nil
+}
+
+// supervisor fills in what is known about who asks.
+func (s *containerStatus) supervisor(a *app, l shielded.Container) error {
+	if l.PID == 0 {
+		return nil
+	}
+	client, status, err := l.Supervisor(a.ctx)
+	switch {
+	case errors.Is(err, shielded.ErrNone), errors.Is(err, shielded.ErrOther):
+		return nil
+	case errors.Is(err, shielded.ErrDead):
+		s.Supervisor = "dead"
+		return nil
+	case err != nil:
+		s.Supervisor = "silent"
+		return err
+	}
+	s.Supervisor, s.Questions = "alive", &status
+	return client.Close()
 }
 
 func (c statusCmd) installation(a *app) error {

@@ -40,8 +40,8 @@ const (
 // timeFormat is RFC 3339 with microseconds; used with UTC only.
 const timeFormat = "2006-01-02T15:04:05.000000+00:00"
 
-// event is one line of watch. Empty members are left out but the first four.
-type event struct {
+// watchEvent is one line of watch. Empty members are left out but the first four.
+type watchEvent struct {
 	Time      string
 	Source    string
 	Action    string
@@ -57,7 +57,7 @@ type event struct {
 }
 
 // line is the event as compact JSON in ASCII.
-func (e event) line() string {
+func (e watchEvent) line() string {
 	var out []byte
 	key := func(name string) {
 		sep := byte(',')
@@ -130,7 +130,7 @@ func (c watchCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	w := &watch{app: a, cmd: c, c: l, bundle: b, events: make(chan event, watchQueue)}
+	w := &watch{app: a, cmd: c, c: l, bundle: b, events: make(chan watchEvent, watchQueue)}
 	ctx, cancel := context.WithCancel(a.ctx)
 	var sources sync.WaitGroup
 	defer sources.Wait()
@@ -142,10 +142,10 @@ func (c watchCmd) Run(a *app) (err error) {
 	} {
 		sources.Go(func() { source(ctx) })
 	}
-	show := func(e event) { a.printf("%s\n", e.line()) }
+	show := func(e watchEvent) { a.printf("%s\n", e.line()) }
 	if c.Pretty {
 		color := a.env.Color(a.env.Stdout)
-		show = func(e event) { a.printf("%s\n", e.pretty(color)) }
+		show = func(e watchEvent) { a.printf("%s\n", e.pretty(color)) }
 	}
 	alive := time.NewTicker(watchPause)
 	defer alive.Stop()
@@ -178,14 +178,14 @@ type watch struct {
 	cmd    watchCmd
 	c      shielded.Container
 	bundle *bundle.Bundle
-	events chan event
+	events chan watchEvent
 
 	mu    sync.Mutex
 	namer *names.Client // for the names of addresses; nil if not connected
 }
 
 // tell hands an event on. A full queue makes its source wait.
-func (w *watch) tell(ctx context.Context, e event) error {
+func (w *watch) tell(ctx context.Context, e watchEvent) error {
 	e.Container = w.c.Name
 	select {
 	case w.events <- e:
@@ -244,7 +244,7 @@ func (w *watch) questions(ctx context.Context) {
 }
 
 // question is the event of a question; ok is false if it is not asked for.
-func (c watchCmd) question(q names.Question) (e event, ok bool) {
+func (c watchCmd) question(q names.Question) (e watchEvent, ok bool) {
 	action := map[string]string{
 		names.Refused: "blocked_query", names.Denied: "blocked_query", names.Allowed: "allowed_query",
 		names.Resolved: "resolved_query", names.Failed: "failed_query",
@@ -253,13 +253,13 @@ func (c watchCmd) question(q names.Question) (e event, ok bool) {
 		action = "query"
 	}
 	if !c.All && (action != "blocked_query" || q.Type != "A" && q.Type != "AAAA") {
-		return event{}, false
+		return watchEvent{}, false
 	}
 	when, err := time.Parse(time.RFC3339Nano, q.Time)
 	if err != nil {
 		when = time.Now()
 	}
-	return event{
+	return watchEvent{
 		Time: when.UTC().Format(timeFormat), Source: fromDNS, Action: action, Domain: q.Name, QueryType: q.Type,
 		Detail: q.Reason, Addresses: q.Addresses, Missed: q.Missed,
 	}, true
@@ -274,12 +274,12 @@ func (w *watch) audit(ctx context.Context, log *audit.Follower) {
 }
 
 // logged is the event of an audit line.
-func logged(r audit.Record) event {
+func logged(r audit.Record) watchEvent {
 	e := r.Entry()
 	if e.Action == "" {
 		e.Action = "unknown"
 	}
-	return event{
+	return watchEvent{
 		Time: r.Time, Source: fromAudit, Action: e.Action, Domain: e.Domain,
 		Dest: e.Dest, Detail: e.Detail, Port: e.Port, Proto: protoNumber(e.Proto),
 	}

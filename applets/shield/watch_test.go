@@ -13,17 +13,17 @@ import (
 // The order of the keys, and which are left out, is what scripts know.
 func TestEventLine(t *testing.T) {
 	for name, tt := range map[string]struct {
-		e    event
+		e    watchEvent
 		want string
 	}{
-		"least": {event{Time: "t", Source: "audit", Action: "unknown", Container: "demo"},
+		"least": {watchEvent{Time: "t", Source: "audit", Action: "unknown", Container: "demo"},
 			`{"ts":"t","source":"audit","action":"unknown","container":"demo"}`},
-		"empty": {event{}, `{"ts":"","source":"","action":"","container":""}`},
-		"most": {event{"t", "dns", "allowed_query", "demo", "a.example.com", "A", "192.0.2.1", "d", 443, 6, []string{"192.0.2.1", "2001:db8::1"}, 7},
+		"empty": {watchEvent{}, `{"ts":"","source":"","action":"","container":""}`},
+		"most": {watchEvent{"t", "dns", "allowed_query", "demo", "a.example.com", "A", "192.0.2.1", "d", 443, 6, []string{"192.0.2.1", "2001:db8::1"}, 7},
 			`{"ts":"t","source":"dns","action":"allowed_query","container":"demo","domain":"a.example.com","query_type":"A","dest":"192.0.2.1","detail":"d","port":443,"proto":6,"extra":{"addresses":["192.0.2.1","2001:db8::1"],"missed":7}}`},
-		"lost": {event{Time: "t", Source: "nflog", Action: "nflog", Container: "demo", Missed: 2},
+		"lost": {watchEvent{Time: "t", Source: "nflog", Action: "nflog", Container: "demo", Missed: 2},
 			`{"ts":"t","source":"nflog","action":"nflog","container":"demo","extra":{"missed":2}}`},
-		"anything a container says": {event{Container: "demo", Domain: "\x1b[2J\"\n\u202e"},
+		"anything a container says": {watchEvent{Container: "demo", Domain: "\x1b[2J\"\n\u202e"},
 			`{"ts":"","source":"","action":"","container":"demo","domain":"\u001b[2J\"\n\u202e"}`},
 	} {
 		if got := tt.e.line(); got != tt.want {
@@ -104,24 +104,24 @@ func TestPacketEvent(t *testing.T) {
 func TestPretty(t *testing.T) {
 	when := noon.Local().Format(time.TimeOnly)
 	for _, tt := range []struct {
-		e    event
+		e    watchEvent
 		want string
 	}{
-		{event{Time: "2026-03-04T12:00:00.000000+00:00", Source: "dns", Action: "blocked_query", Domain: "a.example.com", QueryType: "A", Detail: "not on a list"},
+		{watchEvent{Time: "2026-03-04T12:00:00.000000+00:00", Source: "dns", Action: "blocked_query", Domain: "a.example.com", QueryType: "A", Detail: "not on a list"},
 			when + " dns   blocked query a.example.com A (not on a list)"},
-		{event{Time: "x", Source: "nflog", Action: "queued_connection", Domain: "a.example.com", Dest: "2001:db8::1", Port: 443, Proto: 6, Detail: "TEROK_SHIELD_BLOCKED:"},
+		{watchEvent{Time: "x", Source: "nflog", Action: "queued_connection", Domain: "a.example.com", Dest: "2001:db8::1", Port: 443, Proto: 6, Detail: "TEROK_SHIELD_BLOCKED:"},
 			"x        nflog queued connection a.example.com at [2001:db8::1]:443 tcp"},
-		{event{Time: "x", Source: "audit", Action: "allowed", Dest: "203.0.113.1", Detail: "target=\x1b[31m\nx", Missed: 3},
+		{watchEvent{Time: "x", Source: "audit", Action: "allowed", Dest: "203.0.113.1", Detail: "target=\x1b[31m\nx", Missed: 3},
 			"x        audit allowed 203.0.113.1 (target=?[31m; x) [3 events before this one were lost]"},
-		{event{Time: "x", Source: "dns", Action: "allowed_query", Domain: "a.example.com", QueryType: "A", Addresses: []string{"203.0.113.1", "203.0.113.2"}},
+		{watchEvent{Time: "x", Source: "dns", Action: "allowed_query", Domain: "a.example.com", QueryType: "A", Addresses: []string{"203.0.113.1", "203.0.113.2"}},
 			"x        dns   allowed query a.example.com A -> 203.0.113.1, 203.0.113.2"},
-		{event{Time: "x", Source: "audit", Action: "shield_up"}, "x        audit shield up"},
+		{watchEvent{Time: "x", Source: "audit", Action: "shield_up"}, "x        audit shield up"},
 	} {
 		if got := tt.e.pretty(false); got != tt.want {
 			t.Errorf("got  %q\nwant %q", got, tt.want)
 		}
 	}
-	if got := (event{Action: "blocked"}).pretty(true); got[:len(red)] != red || got[len(got)-len(plain):] != plain {
+	if got := (watchEvent{Action: "blocked"}).pretty(true); got[:len(red)] != red || got[len(got)-len(plain):] != plain {
 		t.Errorf("%q", got)
 	}
 }

@@ -36,8 +36,8 @@ func (w *watch) packets(ctx context.Context) {
 }
 
 // packetEvent is the event of a packet.
-func packetEvent(p control.Packet) event {
-	e := event{
+func packetEvent(p control.Packet) watchEvent {
+	e := watchEvent{
 		Time: p.Time.UTC().Format(timeFormat), Source: fromNFLOG, Action: "nflog", Dest: p.Dest.String(), Detail: strings.TrimSpace(p.Prefix),
 		Port: p.Port, Proto: p.Proto, Missed: p.Lost,
 	}
