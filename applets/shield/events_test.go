@@ -6,11 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/firewall"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/resources"
@@ -371,5 +374,39 @@ func TestDashedTarget(t *testing.T) {
 		if err := run(t.Context(), l.env(&out, &errs), args); err != nil || !strings.Contains(out.String(), "Usage") {
 			t.Errorf("%q: %v", args, err)
 		}
+	}
+}
+
+// A command line that is not read by the grammar means what the grammar says.
+func TestUnflagged(t *testing.T) {
+	short := 0
+	for verb := range strings.FieldsSeq("status up down quarantine allow deny rules watch run profiles nonsense") {
+		for _, rest := range [][]string{
+			nil, {"demo"}, {"demo", "203.0.113.1"}, {"demo", "=a b\n"}, {"demo", "203.0.113.1", "x"}, {""}, {"demo", ""}, {"-h"}, {"demo", "--json"}, {"--json", "demo"},
+			{"demo", "-x"}, {"${HOME}"}, {"demo", "a,b"}, {"demo", "$x"}, {"demo", "@/etc/passwd"},
+		} {
+			args := append([]string{verb}, rest...)
+			got := unflagged(args)
+			if got == nil {
+				continue
+			}
+			short++
+			var g grammar
+			parser, err := newParser(&cmdenv.Env{Stdout: io.Discard, Stderr: io.Discard}, &g)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd, err := parse(parser, args)
+			if err != nil || cmd == nil {
+				t.Errorf("%q: the grammar refuses it: %v", args, err)
+				continue
+			}
+			if want := cmd.Selected().Target.Interface(); !reflect.DeepEqual(got, want) {
+				t.Errorf("%q: %#v, want %#v", args, got, want)
+			}
+		}
+	}
+	if short < 16 {
+		t.Errorf("only %d", short)
 	}
 }

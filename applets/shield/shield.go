@@ -80,13 +80,11 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 	if i := slices.Index(args, "--"); i >= 0 {
 		args, a.tail, a.hasTail = args[:i], args[i+1:], true
 	}
+	if cmd := unflagged(args); cmd != nil && !a.hasTail {
+		return finished(cmd.Run(a))
+	}
 	var g grammar
-	parser, err := kong.New(&g,
-		kong.Name("terok-shield"), kong.Description(description),
-		kong.Writers(env.Stdout, env.Stderr), kong.Exit(func(code int) { panic(helped(code)) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.ShortUsageOnError(),
-	)
+	parser, err := newParser(env, &g)
 	if err != nil {
 		return fmt.Errorf("command line grammar: %w", err)
 	}
@@ -110,11 +108,59 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 		return cmdenv.Usagef("terok-shield: only run takes arguments after --")
 	}
 	a.stateDir = g.StateDir
-	if err := cmd.Run(a); err != nil {
-		if x, ok := errors.AsType[*cmdenv.Exit](err); ok {
-			return x
+	return finished(cmd.Run(a))
+}
+
+func newParser(env *cmdenv.Env, g *grammar) (*kong.Kong, error) {
+	return kong.New(g,
+		kong.Name("terok-shield"), kong.Description(description),
+		kong.Writers(env.Stdout, env.Stderr), kong.Exit(func(code int) { panic(helped(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ShortUsageOnError(),
+	)
+}
+
+// finished is what became of a verb, as people and scripts see it.
+func finished(err error) error {
+	if err == nil {
+		return nil
+	}
+	if x, ok := errors.AsType[*cmdenv.Exit](err); ok {
+		return x
+	}
+	return fmt.Errorf("Error: %w", err) //nolint:staticcheck // scripts know this text
+}
+
+// unflagged is the command line without a flag of a verb that programs run often;
+// nil if it is none of these. It says the same as the grammar, for which a
+// third of such a command's time would go.
+func unflagged(args []string) interface{ Run(a *app) error } {
+	for _, arg := range args {
+		if arg == "" || arg[0] == '-' {
+			return nil
 		}
-		return fmt.Errorf("Error: %w", err) //nolint:staticcheck // scripts know this text
+	}
+	switch len(args) {
+	case 2:
+		t := target{Container: container(args[1])}
+		switch args[0] {
+		case "status":
+			return statusCmd{Container: t.Container}
+		case "up":
+			return upCmd{target: t}
+		case "down":
+			return downCmd{target: t}
+		case "quarantine":
+			return quarantineCmd{t}
+		}
+	case 3:
+		v := verdictCmd{Container: container(args[1]), Target: args[2]}
+		switch args[0] {
+		case "allow":
+			return allowCmd{v}
+		case "deny":
+			return denyCmd{v}
+		}
 	}
 	return nil
 }
