@@ -39,24 +39,25 @@ type grammar struct {
 	StateDir string `name:"state-dir" placeholder:"DIR" help:"Where containers' state is kept (default: $$TEROK_SHIELD_STATE_DIR, then $$XDG_STATE_HOME/terok/shield)."`
 	Version  bool   `help:"Print versions and exit."`
 
-	Status           statusCmd      `cmd:"" help:"Show what state a container's shield is in; without a container, this installation."`
-	Prepare          prepareCmd     `cmd:"" help:"Write a container's state and print the flags for podman run."`
-	Run              runCmd         `cmd:"" help:"Start a shielded container: run C -- [PODMAN-FLAGS] IMAGE [CMD…]."`
-	Resolve          resolveCmd     `cmd:"" help:"Look the names of a container's profiles up again and apply the addresses."`
-	Allow            allowCmd       `cmd:"" help:"Let a container reach an address, CIDR or name, at once."`
-	Deny             denyCmd        `cmd:"" help:"Forbid a container an address, CIDR or name, at once; live connections are cut."`
-	Down             downCmd        `cmd:"" help:"Let a container reach everything but private and denied addresses."`
-	Up               upCmd          `cmd:"" help:"Let a container reach only what is allowed."`
-	Quarantine       quarantineCmd  `cmd:"" help:"Drop all of a container's traffic, running connections too."`
-	Rules            rulesCmd       `cmd:"" help:"Show the rules in a container's kernel tables."`
-	Watch            watchCmd       `cmd:"" help:"Show what a container asks for and connects to, as it happens."`
-	Harvest          harvestCmd     `cmd:"" help:"Sum up what a container was refused, on request as a profile."`
-	Logs             logsCmd        `cmd:"" help:"Show audit lines as JSON."`
-	Profiles         profilesCmd    `cmd:"" help:"List the allowlist profiles."`
-	Setup            setupCmd       `cmd:"" help:"Install the OCI hooks for this user."`
-	Uninstall        uninstallCmd   `cmd:"" help:"Remove what setup installed."`
-	CheckEnvironment environmentCmd `cmd:"" name:"check-environment" help:"Say what is missing on this host and how to mend it."`
-	Preview          previewCmd     `cmd:"" help:"Print the ruleset a container would get."`
+	Status           statusCmd          `cmd:"" help:"Show what state a container's shield is in; without a container, this installation."`
+	Prepare          prepareCmd         `cmd:"" help:"Write a container's state and print the flags for podman run."`
+	Run              runCmd             `cmd:"" help:"Start a shielded container: run C -- [PODMAN-FLAGS] IMAGE [CMD…]."`
+	Resolve          resolveCmd         `cmd:"" help:"Look the names of a container's profiles up again and apply the addresses."`
+	Allow            allowCmd           `cmd:"" help:"Let a container reach an address, CIDR or name, at once."`
+	Deny             denyCmd            `cmd:"" help:"Forbid a container an address, CIDR or name, at once; live connections are cut."`
+	Down             downCmd            `cmd:"" help:"Let a container reach everything but private and denied addresses."`
+	Up               upCmd              `cmd:"" help:"Let a container reach only what is allowed."`
+	Quarantine       quarantineCmd      `cmd:"" help:"Drop all of a container's traffic, running connections too."`
+	Rules            rulesCmd           `cmd:"" help:"Show the rules in a container's kernel tables."`
+	Watch            watchCmd           `cmd:"" help:"Show what a container asks for and connects to, as it happens."`
+	SimpleClearance  simpleClearanceCmd `cmd:"" name:"simple-clearance" help:"Ask on this terminal about every connection that a container is refused."`
+	Harvest          harvestCmd         `cmd:"" help:"Sum up what a container was refused, on request as a profile."`
+	Logs             logsCmd            `cmd:"" help:"Show audit lines as JSON."`
+	Profiles         profilesCmd        `cmd:"" help:"List the allowlist profiles."`
+	Setup            setupCmd           `cmd:"" help:"Install the OCI hooks for this user."`
+	Uninstall        uninstallCmd       `cmd:"" help:"Remove what setup installed."`
+	CheckEnvironment environmentCmd     `cmd:"" name:"check-environment" help:"Say what is missing on this host and how to mend it."`
+	Preview          previewCmd         `cmd:"" help:"Print the ruleset a container would get."`
 }
 
 // app is what every verb works with.
