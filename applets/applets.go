@@ -14,11 +14,13 @@ import (
 	"strings"
 
 	"github.com/terok-ai/terok-box/applets/dnsproxy"
+	"github.com/terok-ai/terok-box/applets/hub"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/applets/nflogreader"
 	"github.com/terok-ai/terok-box/applets/nfthook"
 	"github.com/terok-ai/terok-box/applets/shield"
+	"github.com/terok-ai/terok-box/applets/verdict"
 )
 
 // Name is the program's own name; under it the first argument chooses.
@@ -38,14 +40,22 @@ func table() []applet {
 	return []applet{
 		{name: "nft-hook", alias: []string{"terok-shield-hook"}, about: "OCI hook: puts the firewall into a container before it starts", run: nfthook.Run},
 		{name: "reader-hook", alias: []string{"terok-shield-bridge-hook"}, about: "OCI hook: starts the one who asks about blocked packets", run: absent("reader-hook")},
-		{name: "clearance-hub", about: "passes blocked packets to whoever can answer", run: absent("clearance-hub")},
-		{name: "clearance-verdict", about: "carries out the answers", run: absent("clearance-verdict")},
+		{name: hub.Name, alias: []string{"terok-clearance-hub"}, about: "passes blocked packets to whoever can answer", run: runHub},
+		{name: verdict.Name, about: "carries out the answers", run: verdict.Run},
 		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run},
 		{name: "terok-clearance-notify", about: "desktop notifications with Allow and Deny", run: absent("terok-clearance-notify")},
 		{name: shielded.InsideName, private: true, run: shield.RunInside},
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
 		{name: nflogreader.Name, private: true, run: nflogreader.Run},
 	}
+}
+
+// runHub is clearance-hub, of which a verb of old is the other program.
+func runHub(env *cmdenv.Env, args []string) int {
+	if len(args) > 0 && args[0] == "serve-verdict" {
+		return verdict.Run(env, append([]string{"serve"}, args[1:]...))
+	}
+	return hub.Run(env, args)
 }
 
 // absent stands for a program of the six names that this build does not have.

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/terok-ai/terok-box/applets/internal/attempt"
 	"github.com/terok-ai/terok-box/wire/clearance"
 	"github.com/terok-ai/terok-box/wire/event"
 	"github.com/terok-ai/terok-box/wire/sanitize"
@@ -65,11 +66,11 @@ type Config struct {
 type Hub struct {
 	config Config
 	ctx    context.Context // ends with the hub
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // who saves and who waits for an answer; added to while not closed
-	slots  chan struct{}  // holds one element for each answer that is being carried out
+	dirty  chan struct{}  // holds one element if there is something to be saved
 
-	dirty chan struct{} // holds one element if there is something to be saved
+	attempts *attempt.Limits // of verdicts
 
 	mu      sync.Mutex
 	closed  bool
@@ -89,14 +90,15 @@ func New(c Config) (*Hub, error) {
 	}
 	h := &Hub{
 		config: c,
-		slots:  make(chan struct{}, maxAnswers),
-		open:   newQuestions(),
 		dirty:  make(chan struct{}, 1),
 
+		attempts: attempt.NewLimits(maxAnswers, verdictTimeout),
+
+		open:    newQuestions(),
 		dossier: make(map[string]string),
 		subs:    make(map[*subscriber]struct{}),
 	}
-	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.ctx, h.cancel = context.WithCancelCause(context.Background())
 	if len(c.Restore) > 0 {
 		if err := h.restore(c.Restore); err != nil {
 			h.config.Log.Warn("the questions that were open are lost", "err", err)
@@ -119,7 +121,7 @@ func (h *Hub) Close() {
 	}
 	h.closed = true
 	h.mu.Unlock()
-	h.cancel()
+	h.cancel(ErrClosed)
 	h.wg.Wait()
 	if h.config.Save != nil {
 		h.config.Save(h.state())

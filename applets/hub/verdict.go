@@ -3,16 +3,15 @@ package hub
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
+	"github.com/terok-ai/terok-box/applets/internal/attempt"
 	"github.com/terok-ai/terok-box/wire/clearance"
 )
 
 const (
 	// verdictTimeout bounds how long an answer is carried out.
 	verdictTimeout = 10 * time.Second
-	timedOut       = "timed out after 10.0s"
 	// maxAnswers bounds those that are being carried out, also those that
 	// were given up and have not ended.
 	maxAnswers = 64
@@ -91,40 +90,23 @@ func (h *Hub) settle(q *question, action string, ok bool) {
 // carryOut has an answer carried out, and gives up when that takes too long or
 // the hub ends.
 func (h *Hub) carryOut(t target, action string) (ok bool, stderr string) {
-	select {
-	case h.slots <- struct{}{}:
-	default:
-		return false, "too many verdicts are being carried out; try again"
-	}
 	type outcome struct {
 		ok     bool
 		stderr string
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, verdictTimeout)
-	defer cancel()
-	done := make(chan outcome, 1)
-	go func() {
-		defer func() { <-h.slots }()
-		var o outcome
-		defer func() {
-			if r := recover(); r != nil {
-				h.config.Log.Error("carrying a verdict out panicked", "panic", r)
-				o = outcome{false, fmt.Sprintf("internal verdict helper error: %v", r)}
-			}
-			done <- o
-		}()
+	o, err := attempt.Do(h.ctx, h.attempts, func(ctx context.Context) (o outcome) {
 		o.ok, o.stderr = h.config.Verdict(ctx, t.container, t.dest, action)
-	}()
-	select {
-	case o := <-done:
-		if o.ok && o.stderr != "" {
-			h.config.Log.Warn("verdict carried out", "container", t.container, "target", t.dest, "action", action, "warning", o.stderr)
-		}
-		return o.ok, o.stderr
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return false, timedOut
-		}
-		return false, "the hub is ending"
+		return o
+	})
+	if p, ok := errors.AsType[*attempt.Panic](err); ok {
+		h.config.Log.Error("carrying a verdict out panicked", "panic", p)
+		return false, "internal verdict helper error: " + p.Error()
 	}
+	if err != nil {
+		return false, err.Error()
+	}
+	if o.ok && o.stderr != "" {
+		h.config.Log.Warn("verdict carried out", "container", t.container, "target", t.dest, "action", action, "warning", o.stderr)
+	}
+	return o.ok, o.stderr
 }

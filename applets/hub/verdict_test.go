@@ -296,7 +296,7 @@ func TestVerdictTimeout(t *testing.T) {
 			}
 		}
 		// Those that do not end are not any number.
-		if err := h.Verdict(t.Context(), r); err == nil || !strings.Contains(err.Error(), "too many") {
+		if err := h.Verdict(t.Context(), r); err == nil || !strings.Contains(err.Error(), "too much") {
 			t.Error(err)
 		}
 		close(hang)

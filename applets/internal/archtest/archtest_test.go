@@ -118,6 +118,8 @@ var never = []struct {
 	{"applets/nfthook", "github.com/alecthomas/kong", "every container start pays for what the hook links: no command line for people"},
 	{"applets/nfthook", "github.com/godbus/dbus", "every container start pays for what the hook links: no D-Bus"},
 	{"applets/nfthook", "github.com/miekg/dns", "every container start pays for what the hook links: no DNS library"},
+	{"applets/nfthook", "applets/hub", "every container start pays for what the hook links: no hub"},
+	{"applets/hub", "applets/internal/firewall", "who passes questions on has no power over a firewall"},
 	{"applets/nfthook", "applets/internal/podman", "a hook asks no engine: the runtime told it everything"},
 	{"applets/nfthook", "applets/internal/config", "a hook reads the bundle, not the operator's configuration"},
 	{"applets/internal/child", "applets/internal/firewall", "how processes are started and ended has nothing to do with what they are for"},
@@ -153,7 +155,7 @@ var users = []struct {
 	by      []string
 	reason  string
 }{
-	{"github.com/alecthomas/kong", []string{"applets/shield"}, "kong is for command lines that people type"},
+	{"github.com/alecthomas/kong", []string{"applets/shield", "applets/hub"}, "kong is for command lines that people type"},
 	{"github.com/miekg/dns", []string{"applets/internal/resolve", "applets/dnsproxy", "scripts/lab.d/dns"}, "DNS messages are read in two places only"},
 	{"github.com/godbus/dbus", []string{"applets/notify"}, "only notifications speak D-Bus"},
 	{"github.com/google/nftables", []string{"nl/nft"}, "one package speaks nf_tables"},

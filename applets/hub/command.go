@@ -1,0 +1,125 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/hook"
+	"github.com/terok-ai/terok-box/applets/internal/service"
+	"github.com/terok-ai/terok-box/wire/clearance"
+	"github.com/terok-ai/terok-box/wire/event"
+	"github.com/terok-ai/terok-box/wire/verdict"
+)
+
+// Name is the program's name.
+const Name = "clearance-hub"
+
+const description = `Questions about connections that a container's firewall blocks, and their answers.
+
+Containers started under terok-shield have a hub each, and need none of these services. One for all
+containers of a user is for programs that start containers themselves.
+
+Exit codes: 0 done, 1 not done, 2 wrong command line, 130 interrupted.
+`
+
+// grammar is the command line; every field with cmd is a verb.
+type grammar struct {
+	Serve serveCmd `cmd:"" help:"Pass blocked connections on to whoever can answer, until told to end; clearance-verdict carries the answers out."`
+}
+
+// app is what every verb works with.
+type app struct{ env *cmdenv.Env }
+
+// Run is clearance-hub; args are without the program's name.
+func Run(env *cmdenv.Env, args []string) int { return env.Fail(Name+": ", run(env, args)) }
+
+func run(env *cmdenv.Env, args []string) error {
+	var g grammar
+	parser, err := kong.New(&g,
+		kong.Name(Name), kong.Description(description),
+		kong.Writers(env.Stdout, env.Stderr), kong.Exit(func(code int) { panic(helped(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	)
+	if err != nil {
+		return fmt.Errorf("command line grammar: %w", err)
+	}
+	if len(args) == 0 {
+		if _, err := parse(parser, []string{"--help"}); err != nil {
+			return err
+		}
+		return &cmdenv.Exit{Code: cmdenv.ExitUsage}
+	}
+	cmd, err := parse(parser, args)
+	switch {
+	case err != nil:
+		return cmdenv.Usagef("%w (see %s --help)", err, Name)
+	case cmd == nil:
+		return nil
+	}
+	return cmd.Run(&app{env})
+}
+
+// helped is the panic that ends parsing after help was printed.
+type helped int
+
+func parse(parser *kong.Kong, args []string) (cmd *kong.Context, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(helped); !ok {
+				panic(r)
+			}
+			cmd, err = nil, nil
+		}
+	}()
+	return parser.Parse(args)
+}
+
+type serveCmd struct{}
+
+// Run serves all containers of the user.
+func (serveCmd) Run(a *app) error {
+	return service.Run(a.env, func(ctx context.Context, log *slog.Logger) error {
+		dir, err := hook.RuntimeDir(a.env)
+		if err != nil {
+			return fmt.Errorf("no place for sockets: %w; set XDG_RUNTIME_DIR to a directory of your own", err)
+		}
+		sockets, err := service.Listen(a.env,
+			service.Socket{Name: "events", Path: event.UserSocketPath(dir)},
+			service.Socket{Name: "clearance", Path: clearance.UserSocketPath(dir)},
+		)
+		if err != nil {
+			return err
+		}
+		h, err := New(Config{Verdict: remote(verdict.UserSocketPath(dir)), Log: log})
+		if err != nil {
+			return errors.Join(err, sockets[0].Close(), sockets[1].Close())
+		}
+		defer h.Close()
+		log.Info("serving", "events", sockets[0].Addr(), "clearance", sockets[1].Addr())
+		return h.Serve(ctx, sockets[0], sockets[1])
+	})
+}
+
+// remote has verdicts carried out by the service at a socket. Each has a
+// connection of its own: none waits for another, and none is sent twice.
+func remote(path string) func(ctx context.Context, container, dest, action string) (ok bool, stderr string) {
+	return func(ctx context.Context, container, dest, action string) (ok bool, stderr string) {
+		c, err := verdict.Dial(ctx, path)
+		if err == nil {
+			defer c.Close()
+			ok, stderr, err = c.Apply(ctx, container, dest, action)
+		}
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			return false, cause.Error()
+		}
+		if err != nil {
+			return false, "verdict helper unreachable: " + err.Error()
+		}
+		return ok, stderr
+	}
+}
