@@ -125,6 +125,28 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// Whose lists govern a shared network is told, whoever of it was named.
+func TestSharedEvents(t *testing.T) {
+	l := newLive(t)
+	joined, err := bundle.Create(filepath.Join(l.root, "containers", "sidecar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer joined.Close()
+	p, err := l.b.Process()
+	if err := errors.Join(err, l.b.SetContainerID(id[:12]), joined.SetContainerID("fedcba987654"), joined.SetProcess(p), joined.SetOwner(l.b.Path())); err != nil {
+		t.Fatal(err)
+	}
+	got := hub(t, filepath.Join(l.b.Path(), "run", "events.sock"))
+	hub(t, filepath.Join(joined.Path(), "run", "events.sock"))
+	l.command(t, "down", "sidecar")
+	l.command(t, "up", "fedcba987654")
+	want := []string{`{"type":"shield_down","container":"0123456789ab"}`, `{"type":"shield_up","container":"0123456789ab"}`}
+	if d := cmp.Diff(want, heard(got)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
 // What is no id is refused before anything happens, and one that is not needed
 // changes nothing. Where none is recorded it tells the hub.
 func TestContainerID(t *testing.T) {

@@ -90,6 +90,9 @@ func Interface(s Service, description string) varlink.Interface {
 					return performOut{}, varlink.NewError(InterfaceName+".TooLate", nil)
 				}
 				resp := s.Perform(ctx, req)
+				if resp.Error != "" && ctx.Err() != nil {
+					return performOut{}, context.Cause(ctx) // why we end is not why it failed
+				}
 				return performOut{outcomeOf(resp)}, nil
 			}),
 			varlink.HandleStream("Packets", func(ctx context.Context, _ *varlink.Call, _ struct{}, send func(packetsOut) error) error {

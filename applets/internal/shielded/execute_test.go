@@ -2,6 +2,7 @@ package shielded
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -340,9 +341,20 @@ func TestFallback(t *testing.T) {
 			s.perform = func(ctx context.Context, _ control.Request) control.Response {
 				go end()
 				<-ctx.Done()
-				return control.Response{}
+				return control.Response{Error: "interrupted"}
 			}
 			end = s.serve(t)
+		},
+		"hangs up on requests": func(t *testing.T, l *live) {
+			status, err := json.Marshal(control.Status{NetNS: l.NetNS})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.serve(t, accept(func(c net.Conn) {
+				line(c)
+				c.Write([]byte(`{"parameters":{"status":` + string(status) + "}}\x00"))
+				line(c)
+			}))
 		},
 		"dies before it answers": func(t *testing.T, l *live) {
 			s := l.supervisor()
@@ -356,6 +368,7 @@ func TestFallback(t *testing.T) {
 				}
 				go end()
 				<-ctx.Done()
+				resp.Error = "interrupted"
 				return resp
 			}
 			end = s.serve(t)
