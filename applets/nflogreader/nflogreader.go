@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -158,7 +159,7 @@ type program struct {
 	log *slog.Logger
 }
 
-func (p program) run(ctx context.Context) (err error) {
+func (p program) run(ctx context.Context) error {
 	b, err := bundle.Open(p.stateDir)
 	if err != nil {
 		return err
@@ -274,10 +275,7 @@ func (p program) enter(ctx context.Context, ns *netns.NS, process bundle.Process
 	defer stdin.Close()
 	defer end.Close()
 	env := *p.env
-	env.Vars = map[string]string{}
-	for k, v := range p.env.Vars {
-		env.Vars[k] = v
-	}
+	env.Vars = maps.Clone(p.env.Vars)
 	env.Vars[Inside] = format(process)
 	if dir, err := hook.RuntimeDir(p.env); err == nil { // in there it is another user's
 		env.Vars["XDG_RUNTIME_DIR"] = dir

@@ -142,7 +142,10 @@ func (s *service) Addresses(string) []netip.Addr                { return nil }
 func (s *service) Reload(context.Context) (names.Change, error) { return names.Change{}, nil }
 func (s *service) Status() names.Status                         { return names.Status{} }
 func (s *service) Watch(ctx context.Context, f func(names.Question) error) error {
-	s.watched <- struct{}{}
+	select {
+	case s.watched <- struct{}{}:
+	default:
+	}
 	for {
 		select {
 		case <-ctx.Done():

@@ -289,17 +289,17 @@ func (as aliases) pend(addr netip.Addr, now time.Time) {
 		return
 	}
 	if len(as) >= maxAliases {
-		var any netip.Addr
+		var victim netip.Addr
 		for addr, a := range as {
 			if !a.pending {
-				any = addr
+				victim = addr
 				if now.Sub(a.at) >= window {
 					delete(as, addr)
 				}
 			}
 		}
 		if len(as) >= maxAliases {
-			delete(as, any)
+			delete(as, victim)
 		}
 	}
 	as[addr] = &alias{at: now, pending: true}
