@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -33,8 +34,9 @@ import (
 func commands() map[string]func() {
 	main := func() { os.Exit(Main(os.Args)) }
 	all := map[string]func(){
-		Name:   main,
-		"hold": func() { io.Copy(io.Discard, os.Stdin) }, // a container's process
+		Name:    main,
+		"hold":  func() { io.Copy(io.Discard, os.Stdin) }, // a container's process
+		"relay": func() { relay(os.Args[1], os.Args[2]) },
 	}
 	for _, a := range table() {
 		all[a.name] = main
@@ -60,6 +62,31 @@ type scripted struct {
 }
 
 func (s scripted) Run() int { testscript.Main(s.m, s.all); return 0 }
+
+// relay passes connections to one Unix socket on to another, as ssh -L does.
+func relay(from, to string) {
+	l, err := net.Listen("unix", from)
+	if err != nil {
+		panic(err)
+	}
+	for {
+		near, err := l.Accept()
+		if err != nil {
+			panic(err)
+		}
+		far, err := net.Dial("unix", to)
+		if err != nil {
+			near.Close()
+			continue
+		}
+		for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+			go func() {
+				io.Copy(way[0], way[1])
+				way[0].Close()
+			}()
+		}
+	}
+}
 
 // machine is what a script's containers are connected to.
 type machine struct {

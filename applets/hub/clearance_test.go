@@ -13,42 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/wire/clearance"
 	"github.com/terok-ai/terok-box/wire/event"
 )
-
-func TestParseClearance(t *testing.T) {
-	for name, tt := range map[string]struct {
-		args []string
-		want clearanceOptions
-		err  string
-	}{
-		"nothing":       {nil, clearanceOptions{}, ""},
-		"hubs":          {[]string{"--hub", "/a", "--json", "--hub=/b/../c"}, clearanceOptions{hubs: []string{"/a", "/c"}, json: true}, ""},
-		"help":          {[]string{"-h"}, clearanceOptions{help: true}, ""},
-		"no path":       {[]string{"--hub"}, clearanceOptions{}, "--hub takes"},
-		"empty path":    {[]string{"--hub="}, clearanceOptions{}, "--hub takes"},
-		"an argument":   {[]string{"demo"}, clearanceOptions{}, `no argument "demo"`},
-		"another flag":  {[]string{"--quiet"}, clearanceOptions{}, `no argument "--quiet"`},
-		"json takes no": {[]string{"--json=x"}, clearanceOptions{}, "no argument"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := parseClearance(tt.args)
-			if tt.err != "" {
-				if err == nil || !strings.Contains(err.Error(), tt.err) {
-					t.Errorf("%v, want %q", err, tt.err)
-				}
-				return
-			}
-			if d := cmp.Diff(tt.want, got, cmp.AllowUnexported(clearanceOptions{})); err != nil || d != "" {
-				t.Error(err, d)
-			}
-		})
-	}
-}
 
 // session is a running clearance verb.
 type session struct {
@@ -61,7 +29,7 @@ type session struct {
 	cancel context.CancelFunc
 }
 
-func ask(t *testing.T, o clearanceOptions, runtimeDir string) *session {
+func ask(t *testing.T, c clearanceCmd, runtimeDir string) *session {
 	t.Helper()
 	in, typed := io.Pipe()
 	a := &session{t: t, in: typed, out: new(syncBuffer), errs: new(syncBuffer), ended: make(chan error, 1)}
@@ -70,7 +38,7 @@ func ask(t *testing.T, o clearanceOptions, runtimeDir string) *session {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	a.cancel = cancel
-	go func() { a.ended <- o.run(ctx, a.env) }()
+	go func() { a.ended <- c.run(ctx, a.env) }()
 	t.Cleanup(func() {
 		cancel()
 		in.Close()
@@ -172,7 +140,7 @@ func TestClearanceForwarded(t *testing.T) {
 	})
 	near := filepath.Join(t.TempDir(), "far.sock")
 	cut := relay(t, near, f.clients)
-	a := ask(t, clearanceOptions{hubs: []string{near}}, "")
+	a := ask(t, clearanceCmd{Hub: []string{near}}, "")
 	a.waitFor("Shield clearance — listening on per-container sockets\nCommands: a <N> allow, d <N> deny, l list, q quit\n\n")
 	ingest := func(e event.Event) {
 		t.Helper()
@@ -223,7 +191,7 @@ func TestClearanceAll(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a := ask(t, clearanceOptions{json: true}, dir)
+	a := ask(t, clearanceCmd{JSON: true}, dir)
 	a.types(`{"action":"list"}`)
 	a.waitFor(`{"event":"list","prompts":[]}`)
 	f := start(t, nil)
@@ -257,20 +225,22 @@ func TestClearanceUnavailable(t *testing.T) {
 	}{
 		"no hub":               {[]string{"--hub", filepath.Join(dir, "x.sock")}, dir, "clearance hub unavailable: connect to " + filepath.Join(dir, "x.sock") + ": no such file or directory\n", 1},
 		"no runtime directory": {nil, filepath.Join(dir, "x"), "clearance hub unavailable: stat " + filepath.Join(dir, "x") + ": no such file or directory; name a hub's socket with --hub\n", 1},
-		"usage":                {[]string{"--x"}, dir, "clearance-hub: clearance takes no argument \"--x\"; see clearance-hub clearance --help\n", 2},
+		"usage":                {[]string{"--frobnicate"}, dir, "clearance-hub: unknown flag --frobnicate (see clearance-hub --help)\n", 2},
+		"no path":              {[]string{"--hub"}, dir, "clearance-hub: --hub: missing value, expecting \"<arg>\" (see clearance-hub --help)\n", 2},
+		"a container":          {[]string{"demo"}, dir, "clearance-hub: unexpected argument demo (see clearance-hub --help)\n", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out, errs bytes.Buffer
 			env := &cmdenv.Env{
 				Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs, UID: os.Getuid(), EUID: os.Geteuid(), Vars: map[string]string{"XDG_RUNTIME_DIR": tt.dir},
 			}
-			if code := askOperator(env, tt.args); code != tt.code || errs.String() != tt.want || out.Len() > 0 {
+			if code := Run(env, append([]string{"clearance"}, tt.args...)); code != tt.code || errs.String() != tt.want || out.Len() > 0 {
 				t.Errorf("exit code %d, stdout %q, stderr %q", code, out.String(), errs.String())
 			}
 		})
 	}
 	var out bytes.Buffer
-	if code := askOperator(&cmdenv.Env{Stdout: &out}, []string{"--help"}); code != 0 || !strings.Contains(out.String(), "ssh -N -L") {
+	if code := Run(&cmdenv.Env{Stdout: &out}, []string{"clearance", "--help"}); code != 0 || !strings.Contains(out.String(), "ssh -N -L") {
 		t.Error(code, out.String())
 	}
 }
@@ -280,7 +250,7 @@ func TestClearanceCancelled(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a := ask(t, clearanceOptions{}, dir)
+	a := ask(t, clearanceCmd{}, dir)
 	a.waitFor("q quit\n")
 	a.cancel()
 	if err := a.end(); err != nil && !errors.Is(err, context.Canceled) {

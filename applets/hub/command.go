@@ -30,6 +30,8 @@ Exit codes: 0 done, 1 not done, 2 wrong command line, 130 interrupted.
 // grammar is the command line; every field with cmd is a verb.
 type grammar struct {
 	Serve serveCmd `cmd:"" help:"Pass blocked connections on to whoever can answer, until told to end; clearance-verdict carries the answers out."`
+
+	Clearance clearanceCmd `cmd:"" help:"Ask on this terminal about what the containers of this user are refused."`
 }
 
 // app is what every verb works with.
