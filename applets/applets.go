@@ -19,7 +19,9 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/applets/nflogreader"
 	"github.com/terok-ai/terok-box/applets/nfthook"
+	"github.com/terok-ai/terok-box/applets/readerhook"
 	"github.com/terok-ai/terok-box/applets/shield"
+	"github.com/terok-ai/terok-box/applets/supervisor"
 	"github.com/terok-ai/terok-box/applets/verdict"
 )
 
@@ -39,7 +41,7 @@ type applet struct {
 func table() []applet {
 	return []applet{
 		{name: "nft-hook", alias: []string{"terok-shield-hook"}, about: "OCI hook: puts the firewall into a container before it starts", run: nfthook.Run},
-		{name: "reader-hook", alias: []string{"terok-shield-bridge-hook"}, about: "OCI hook: starts the one who asks about blocked packets", run: absent("reader-hook")},
+		{name: "reader-hook", alias: []string{"terok-shield-bridge-hook"}, about: "OCI hook: starts the one who asks about blocked packets", run: readerhook.Run},
 		{name: hub.Name, alias: []string{"terok-clearance-hub"}, about: "passes blocked packets to whoever can answer", run: runHub},
 		{name: verdict.Name, about: "carries out the answers", run: verdict.Run},
 		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run},
@@ -47,6 +49,7 @@ func table() []applet {
 		{name: shielded.InsideName, private: true, run: shield.RunInside},
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
 		{name: nflogreader.Name, private: true, run: nflogreader.Run},
+		{name: supervisor.Name, private: true, run: supervisor.Run},
 	}
 }
 

@@ -17,6 +17,7 @@ type subscriber struct {
 	wake chan struct{} // holds one element if there is something in the queue
 
 	mu    sync.Mutex
+	taken bool // the last one that was popped is being told
 	queue [queueDepth]*clearance.Event
 	first int // in queue
 	n     int
@@ -39,6 +40,7 @@ func (s *subscriber) push(e *clearance.Event) {
 func (s *subscriber) pop() *clearance.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.taken = s.n > 0
 	if s.n == 0 {
 		return nil
 	}
@@ -47,6 +49,13 @@ func (s *subscriber) pop() *clearance.Event {
 	s.first = (s.first + 1) % queueDepth
 	s.n--
 	return e
+}
+
+// busy reports whether there are events that he was not told of.
+func (s *subscriber) busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken || s.n > 0
 }
 
 // signal puts an element into a channel that holds one.

@@ -76,7 +76,8 @@ type Conn struct {
 	file   *os.File
 	raw    syscall.RawConn
 	lost   atomic.Uint64
-	next   uint32 // sequence number of the next packet
+	next   uint32 // sequence number of the next packet, if known
+	known  bool
 	prefix string // of the last packet
 
 	buf  []byte // of a batch of datagrams
@@ -110,7 +111,11 @@ func open(group uint16, buffer int) (_ *Conn, err error) {
 	if err != nil {
 		return fail("open a netlink socket", err)
 	}
-	c := &Conn{file: os.NewFile(uintptr(fd), "nflog"), buf: make([]byte, batch*datagramSize)}
+	c, err := newConn(fd)
+	if err != nil {
+		return fail("wait for packets", err)
+	}
+	c.known = true
 	defer func() {
 		if err != nil {
 			c.file.Close()
@@ -133,8 +138,34 @@ func open(group uint16, buffer int) (_ *Conn, err error) {
 	case err != nil:
 		return fail("bind", err)
 	}
+	return c, nil
+}
+
+// Adopt goes on with what another process began, of whose socket fd is a
+// duplicate: what has come meanwhile is still in it. What was lost before the
+// first packet does not count. The Conn owns fd.
+func Adopt(fd int) (*Conn, error) {
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil || protocol != unix.NETLINK_NETFILTER {
+		unix.Close(fd)
+		return nil, errors.Join(fmt.Errorf("file descriptor %d gets no logged packets", fd), err)
+	}
+	c, err := newConn(fd)
+	if err != nil {
+		return nil, fmt.Errorf("wait for packets: %w", err)
+	}
+	return c, nil
+}
+
+// newConn is a Conn with a socket, which it owns.
+func newConn(fd int) (_ *Conn, err error) {
+	c := &Conn{file: os.NewFile(uintptr(fd), "nflog"), buf: make([]byte, batch*datagramSize)}
 	if c.raw, err = c.file.SyscallConn(); err != nil {
-		return fail("wait for packets", err)
+		c.file.Close()
+		return nil, err
 	}
 	for i := range batch {
 		c.iovs[i].Base = &c.buf[i*datagramSize]
@@ -152,6 +183,10 @@ func open(group uint16, buffer int) (_ *Conn, err error) {
 	}
 	return c, nil
 }
+
+// SyscallConn is the socket, for a duplicate that Adopt can go on with. As long
+// as there is one, nobody else can read the group.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.file.SyscallConn() }
 
 // request sends a message and reads what the kernel says to it. Requests to
 // nfnetlink are carried out within the system call that sends them, so the
@@ -276,6 +311,9 @@ func (c *Conn) take(b []byte, f func(Packet)) (packets int) {
 			return
 		}
 		if numbered {
+			if !c.known {
+				c.next, c.known = p.Seq, true
+			}
 			c.lost.Add(uint64(p.Seq - c.next)) // modulo 2³²
 			c.next = p.Seq + 1
 		}

@@ -371,3 +371,78 @@ func FuzzMessages(f *testing.F) {
 		}
 	})
 }
+
+// What comes while a socket changes hands is not lost, and nobody else gets
+// between.
+func TestAdopt(t *testing.T) {
+	a, b := kerneltest.NewNS(t), kerneltest.NewNS(t)
+	kerneltest.Pair(t, a, b)
+	apply(t, a, ruleset.Up, ruleset.Params{})
+	send := func(port uint16) {
+		t.Helper()
+		if err := kerneltest.SendUDP(a, netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), port)); err == nil {
+			t.Fatal("sent")
+		}
+	}
+	c := openIn(t, a, receiveBuffer)
+	send(1)
+	if got := wait(t, c); got.Flow.DstPort != 1 {
+		t.Errorf("%v", got)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd := -1
+	if err := raw.Control(func(from uintptr) { fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 3) }); err != nil || fd < 0 {
+		t.Fatal(err)
+	}
+	send(2)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	send(3)
+	if err := a.Do(func() error { _, err := Open(ruleset.Group); return err }); !errors.Is(err, ErrBusy) {
+		t.Errorf("another one: %v", err)
+	}
+	next, err := Adopt(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ports []uint16
+	for len(ports) < 2 {
+		if err := next.Receive(func(p Packet) {
+			if f, err := Parse(p.Payload); err == nil && !f.Noise() {
+				ports = append(ports, f.DstPort)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(ports, []uint16{2, 3}) || next.Lost() != 0 {
+		t.Errorf("packets to %v, %d lost", ports, next.Lost())
+	}
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openIn(t, a, receiveBuffer)
+}
+
+func TestAdoptOther(t *testing.T) {
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range []int{null, socket, -1} {
+		if _, err := Adopt(fd); err == nil {
+			t.Errorf("adopted %d", fd)
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+			t.Errorf("%d is still open", fd)
+		}
+	}
+}

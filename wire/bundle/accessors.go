@@ -237,6 +237,9 @@ func (b *Bundle) SetMetaPath(path string) error {
 	return b.write(FileMetaPath, []byte(path), maxSmall, volatile)
 }
 
+// RemoveMetaPath removes the path, if there is one.
+func (b *Bundle) RemoveMetaPath() error { return b.remove(FileMetaPath) }
+
 // Process identifies a container's first process beyond the reuse of its id.
 type Process struct {
 	PID   int    `json:"pid"`   // in the host's numbering

@@ -77,6 +77,31 @@ func listen(path string) (*Listener, error) {
 	return l, nil
 }
 
+// RemoveDead removes the socket of a server that has ended, if one is at the
+// path. What else may be there is left alone.
+func RemoveDead(path string) error {
+	parent, name, err := split(path)
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", quote(path), err)
+	}
+	dir, err := openOwn(parent)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		defer dir.close()
+		var unlock func()
+		if unlock, err = dir.lock(); err == nil {
+			defer unlock()
+			err = (&Listener{path: path, dir: dir, name: name}).removeDead()
+		}
+	}
+	if err != nil && !errors.Is(err, ErrInUse) {
+		return fmt.Errorf("remove %s: %w", quote(path), err)
+	}
+	return nil
+}
+
 // split refuses what is not a path to a file that a socket can be made at.
 func split(path string) (parent, name string, err error) {
 	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) || strings.HasSuffix(path, "/") {
@@ -182,6 +207,13 @@ func (l *Listener) removeDead() error {
 
 // Addr is the path.
 func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
+// Current reports whether the path still leads to the socket, and not to that of
+// somebody without manners.
+func (l *Listener) Current() bool {
+	fi, err := l.dir.root.Lstat(l.name)
+	return err == nil && os.SameFile(fi, l.made)
+}
 
 // Close ends Accept and removes the socket, unless another one is at its path
 // by now. To call it again does nothing.

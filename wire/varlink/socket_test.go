@@ -401,3 +401,39 @@ func TestDialErrors(t *testing.T) {
 		}
 	}
 }
+
+func TestRemoveDead(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	living, err := Listen(at("living"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer living.Close()
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: at("dead")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+	if err := os.WriteFile(at("file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		path      string
+		ok, stays bool
+	}{
+		{at("living"), true, true}, {at("dead"), true, false}, {at("dead"), true, false}, {at("none/x"), true, false},
+		{at("file"), false, true}, {"relative", false, false},
+	} {
+		if err := RemoveDead(tt.path); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", tt.path, err)
+		}
+		if _, err := os.Lstat(tt.path); (err == nil) != tt.stays {
+			t.Errorf("%s afterwards: %v", tt.path, err)
+		}
+	}
+}

@@ -23,7 +23,11 @@ import (
 // TestMain is also the processes that are started: "test NAME ROLE", with
 // a pipe as their only file.
 func TestMain(m *testing.M) {
-	if os.Args[0] != Name {
+	switch {
+	case os.Getenv("CHILD_TEST_HOLD") != "":
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	case os.Args[0] != Name:
 		os.Exit(m.Run())
 	}
 	role := os.Args[len(os.Args)-1]
@@ -191,6 +195,42 @@ func TestEnd(t *testing.T) {
 }
 
 // A number alone does not make a process.
+// Programs of others are found by all of their command line, and get the
+// signal that everybody knows.
+func TestEndOther(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{"/usr/bin/other", "stays", t.Name()}
+	cmd.Env = []string{"CHILD_TEST_HOLD=1"}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- cmd.Wait() }()
+	match := func(args []string) bool { return slices.Equal(args, cmd.Args) }
+	found, err := FindOther(match)
+	if err != nil || len(found) != 1 || found[0].PID != cmd.Process.Pid || !slices.Equal(found[0].Args, cmd.Args) {
+		t.Errorf("found %v, %v, want %d", found, err, cmd.Process.Pid)
+	}
+	Release(found)
+	if found, err := Find(match); err != nil || len(found) > 0 {
+		t.Errorf("taken for one of ours: %v, %v", found, err)
+	}
+	if n, err := EndOther(t.Context(), match); n != 1 || err != nil {
+		t.Errorf("ended %d, %v", n, err)
+	}
+	if err := <-waited; err == nil || err.Error() != "signal: terminated" {
+		t.Errorf("%v", err)
+	}
+	if n, err := EndOther(t.Context(), match); n != 0 || err != nil {
+		t.Errorf("ended %d, %v", n, err)
+	}
+}
+
 func TestOpen(t *testing.T) {
 	p, _ := start(t, "willing")
 	its, err := bundle.ProcessOf(p.Pid, "")

@@ -26,7 +26,7 @@ const maxCmdline = 4 * 4096
 // signalled whoever has its number by then.
 type Process struct {
 	PID  int
-	Args []string // of those that Find finds: after the name
+	Args []string // of those that Find finds: after the name; FindOther: with it
 	f    *os.File // pidfd
 }
 
@@ -117,10 +117,16 @@ func (p *Process) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Find finds the processes that Start started and whose arguments match. A
-// process of a container can call itself anything, but not be in the pid
-// namespace of the caller.
-func Find(match func(args []string) bool) (found []*Process, err error) {
+// Find finds the processes that Start started and whose arguments match.
+func Find(match func(args []string) bool) ([]*Process, error) { return search(arguments, match) }
+
+// FindOther finds the processes of our own user, whoever started them, whose
+// arguments match, the name (argv[0]) included.
+func FindOther(match func(args []string) bool) ([]*Process, error) { return search(commandLine, match) }
+
+// search finds processes by their arguments, which a process of a container can
+// choose as well: but it cannot be in the pid namespace of the caller.
+func search(arguments func(pid int) ([]string, bool), match func(args []string) bool) (found []*Process, err error) {
 	defer func() {
 		if err != nil {
 			Release(found)
@@ -190,6 +196,27 @@ func arguments(pid int) ([]string, bool) {
 	return strings.Split(strings.TrimSuffix(string(rest), "\x00"), "\x00"), true
 }
 
+// commandLine is all of the command line of a process of our own user.
+func commandLine(pid int) ([]string, bool) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return nil, false
+	}
+	defer f.Close()
+	fi, err := f.Stat() // it belongs to the process's effective user
+	if err != nil {
+		return nil, false
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
+		return nil, false
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxCmdline))
+	if err != nil || len(text) == 0 {
+		return nil, false
+	}
+	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00"), true
+}
+
 // Release closes all of them.
 func Release(all []*Process) {
 	for _, p := range all {
@@ -211,8 +238,19 @@ const (
 // after two seconds by SIGKILL. It returns when they have ended, and how many
 // they were.
 func End(ctx context.Context, match func(args []string) bool) (n int, err error) {
+	return endAll(ctx, SignalEnd, func() ([]*Process, error) { return Find(match) })
+}
+
+// EndOther ends all processes of our own user whose arguments match, by
+// SIGTERM, and after two seconds by SIGKILL. It returns when they have ended,
+// and how many they were.
+func EndOther(ctx context.Context, match func(args []string) bool) (n int, err error) {
+	return endAll(ctx, syscall.SIGTERM, func() ([]*Process, error) { return FindOther(match) })
+}
+
+func endAll(ctx context.Context, first syscall.Signal, find func() ([]*Process, error)) (n int, err error) {
 	for started := time.Now(); ; {
-		found, err := Find(match)
+		found, err := find()
 		if err != nil || len(found) == 0 {
 			return n, err
 		}
@@ -220,7 +258,7 @@ func End(ctx context.Context, match func(args []string) bool) (n int, err error)
 		if n == 0 {
 			n = len(found)
 		}
-		sig := SignalEnd
+		sig := first
 		if waited > grace {
 			sig = syscall.SIGKILL
 		}

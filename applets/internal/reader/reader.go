@@ -24,6 +24,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/dossier"
@@ -61,6 +62,8 @@ type Config struct {
 	// it. It must not wait. May be nil.
 	Packet func(control.Packet)
 	First  uint64 // number of the first question; 0: 1
+	// Conn gets the packets already; nil: one is opened. It is the Reader's.
+	Conn *nflog.Conn
 	// Sole has New fail with nflog.ErrBusy if another process reads the
 	// packets, instead of asking about names until that one has ended.
 	Sole bool
@@ -123,6 +126,10 @@ type Reader struct {
 // New begins to read: from then on no packet is missed.
 func New(c Config) (*Reader, error) {
 	r := newReader(c)
+	if c.Conn != nil {
+		r.conn = c.Conn
+		return r, nil
+	}
 	switch err := r.open(); {
 	case err == nil:
 	case errors.Is(err, nflog.ErrBusy) && !c.Sole:
@@ -132,6 +139,17 @@ func New(c Config) (*Reader, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// Socket is what gets the packets, for another process to go on with (see
+// nflog.Adopt); nil if there is none now.
+func (r *Reader) Socket() syscall.Conn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		return nil
+	}
+	return r.conn
 }
 
 // newReader is a Reader that does not read packets yet.

@@ -19,16 +19,23 @@ const ResolvConf = "/etc/resolv.conf"
 // typed: an address, a network or a name. With audit, lines of the audit log
 // are written.
 func (c Container) Decide(ctx context.Context, op control.Op, typed string, audit bool) (control.Response, error) {
-	typed = strings.TrimSpace(typed)
-	t, err := policy.ParseTarget(typed)
+	req, err := c.Request(ctx, op, typed, audit)
 	if err != nil {
 		return control.Response{}, err
 	}
-	req := control.Request{Op: op, Target: typed, Audit: audit}
-	if err := c.aim(ctx, &req, t); err != nil {
-		return control.Response{}, err
-	}
 	return c.Execute(ctx, req)
+}
+
+// Request is what Decide has carried out, for who does that by himself: who is
+// meant is to be filled in. Of the container only Dir has to be known.
+func (c Container) Request(ctx context.Context, op control.Op, typed string, audit bool) (control.Request, error) {
+	typed = strings.TrimSpace(typed)
+	t, err := policy.ParseTarget(typed)
+	if err != nil {
+		return control.Request{}, err
+	}
+	req := control.Request{Op: op, Target: typed, Audit: audit}
+	return req, c.aim(ctx, &req, t)
 }
 
 // aim fills in what a target means for the container: an address itself; a

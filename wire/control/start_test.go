@@ -1,0 +1,69 @@
+package control
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/terok-ai/terok-box/wire/start"
+)
+
+var spec = Spec{
+	StateDir: "/state/with \n odd <name>", Owner: "/other", Container: "demo", ID: "0123456789abcdef", Dossier: map[string]string{"task": "x"}, Audit: true,
+	RuntimeDir: "/run/user/1000", PID: 7, Start: 8, NetNS: "4:9", Roster: "/run/user/1000/terok/net/4-9", Restarts: 3,
+}
+
+func TestSpec(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*Spec)
+		ok     bool
+	}{
+		"as it is":             {func(*Spec) {}, true},
+		"no runtime dir":       {func(s *Spec) { s.RuntimeDir = "" }, true},
+		"short id":             {func(s *Spec) { s.ID = "0123456789ab" }, true},
+		"no state dir":         {func(s *Spec) { s.StateDir = "" }, false},
+		"relative runtime dir": {func(s *Spec) { s.RuntimeDir = "run" }, false},
+		"relative owner":       {func(s *Spec) { s.Owner = "other" }, false},
+		"no namespace":         {func(s *Spec) { s.NetNS = "" }, false},
+		"no process":           {func(s *Spec) { s.PID = 0 }, false},
+		"no id":                {func(s *Spec) { s.ID = "" }, false},
+		"too short an id":      {func(s *Spec) { s.ID = "0123456789a" }, false},
+		"id that is a path":    {func(s *Spec) { s.ID = "../../../../x" }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := spec
+			tt.change(&s)
+			var b bytes.Buffer
+			if err := start.WriteSpec(&b, s); err != nil {
+				t.Fatal(err)
+			}
+			got, _, err := ReadSpec(&b)
+			if (err == nil) != tt.ok {
+				t.Errorf("%v", err)
+			}
+			if diff := cmp.Diff(s, got); tt.ok && diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestArgs(t *testing.T) {
+	for _, r := range []start.Role{start.Server, start.Keeper} {
+		got, ok := ParseArgs(spec.Args(r))
+		want := Identity{start.Identity{Role: r, StateDir: spec.StateDir, NetNS: spec.NetNS, Roster: spec.Roster}, "0123456789ab", 7, 8}
+		if !ok || got != want || got != spec.Identity(r) {
+			t.Errorf("%v, %t, want %v", got, ok, want)
+		}
+	}
+	for _, args := range [][]string{
+		nil, {Program}, {"other", "serve", "/s", "4:9", "", "0123456789ab", "7:8"}, {Program, "serve", "/s", "4:9", "", "0123456789ab"},
+		{Program, "other", "/s", "4:9", "", "0123456789ab", "7:8"}, {Program, "serve", "/s", "4:9", "", "0123456789ab", "7"},
+		{Program, "serve", "/s", "4:9", "", "0123456789ab", "x:8"}, {Program, "serve", "/s", "4:9", "", "0123456789ab", "7:8", ""},
+	} {
+		if id, ok := ParseArgs(args); ok {
+			t.Errorf("%q is %v", args, id)
+		}
+	}
+}
