@@ -11,6 +11,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/hook"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
@@ -50,7 +51,11 @@ func stop(ctx context.Context, env *cmdenv.Env, st *oci.State, b *bundle.Bundle)
 	if needed {
 		return errors.Join(errs...)
 	}
-	errs = append(errs, end(ctx, b, all))
+	var places []place
+	if dir, err := hook.RuntimeDir(env); err == nil && st.ID != "" {
+		places = append(places, place{dir, st.Short()})
+	}
+	errs = append(errs, end(ctx, b, all, places...))
 	if list != nil {
 		errs = append(errs, list.Remove())
 	}
@@ -73,8 +78,9 @@ func find(match func(control.Identity) bool) (all []control.Identity, err error)
 }
 
 // end ends supervisors, whichever of their two processes has been found, and
-// removes what they leave behind and what is left of the bundle's own.
-func end(ctx context.Context, b *bundle.Bundle, all []control.Identity) error {
+// removes what they leave behind and what is left of the bundle's own, in
+// certain places as well.
+func end(ctx context.Context, b *bundle.Bundle, all []control.Identity, places ...place) error {
 	var errs []error
 	if len(all) > 0 {
 		_, err := child.End(ctx, func(args []string) bool {
@@ -86,7 +92,12 @@ func end(ctx context.Context, b *bundle.Bundle, all []control.Identity) error {
 		})
 		errs = append(errs, err)
 	}
-	errs = append(errs, forget(b))
+	for _, id := range all {
+		if p := (place{runtimeDir(id.Roster), id.ID}); id.StateDir == b.Path() {
+			places = append(places, p)
+		}
+	}
+	errs = append(errs, forget(b, places...))
 	for _, id := range all {
 		if id.StateDir == b.Path() {
 			continue
@@ -96,7 +107,7 @@ func end(ctx context.Context, b *bundle.Bundle, all []control.Identity) error {
 			continue
 		}
 		if err == nil {
-			err = errors.Join(forget(other), other.Close())
+			err = errors.Join(forget(other, place{runtimeDir(id.Roster), id.ID}), other.Close())
 		}
 		errs = append(errs, err)
 	}
@@ -140,24 +151,54 @@ func rosterOf(b *bundle.Bundle, netNS string) string {
 	if err != nil || s.Control == "" || s.Alive() {
 		return ""
 	}
-	dir := filepath.Dir(filepath.Dir(filepath.Dir(s.Control)))
-	if s.Control != control.SocketPath(dir, strings.TrimSuffix(filepath.Base(s.Control), ".sock")) {
-		return "" // it had none
+	dir := runtimeDirOf(s.Control)
+	if dir == "" {
+		return ""
 	}
 	return roster.Path(dir, netNS)
 }
 
-// forget removes the record and the sockets of a supervisor that has ended.
-func forget(b *bundle.Bundle) error {
+// place is where sockets of a container are.
+type place struct{ runtimeDir, short string }
+
+// forget removes the record and the sockets of a supervisor that has ended. It
+// may have been killed before it wrote down where these are.
+func forget(b *bundle.Bundle, places ...place) error {
 	s, err := b.Supervisor()
 	if err == nil && s.PID != 0 && s.Alive() {
 		return nil
 	}
+	if short := strings.TrimSuffix(filepath.Base(s.Control), ".sock"); s.Control != "" {
+		places = append(places, place{"", short}, place{runtimeDirOf(s.Control), short})
+	}
 	var errs []error
-	for _, path := range s.Sockets() {
-		errs = append(errs, varlink.RemoveDead(path))
+	for i, p := range places {
+		if slices.Contains(places[:i], p) {
+			continue
+		}
+		for _, path := range control.SocketsOf(p.runtimeDir, b.Path(), p.short).All() {
+			errs = append(errs, varlink.RemoveDead(path))
+		}
 	}
 	return errors.Join(append(errs, b.RemoveSupervisor(), b.RemovePending())...)
+}
+
+// runtimeDir is the runtime directory that a roster is in; "" if there is none.
+func runtimeDir(rosterPath string) string {
+	if rosterPath == "" {
+		return ""
+	}
+	return filepath.Dir(filepath.Dir(filepath.Dir(rosterPath)))
+}
+
+// runtimeDirOf is the runtime directory that a control socket is in; "" if it
+// is in none.
+func runtimeDirOf(path string) string {
+	dir := filepath.Dir(filepath.Dir(filepath.Dir(path)))
+	if path != control.SocketPath(dir, strings.TrimSuffix(filepath.Base(path), ".sock")) {
+		return ""
+	}
+	return dir
 }
 
 func (c *container) endReader(ctx context.Context) error { return endReader(ctx, c.bundle) }

@@ -32,7 +32,7 @@ const (
 
 // serveControl serves org.terok.ShieldControl1.
 func (w *worker) serveControl(ctx context.Context, begun func()) error {
-	return w.serveVarlink(ctx, w.paths.control, begun,
+	return w.serveVarlink(ctx, w.paths.Control, begun,
 		varlink.Info{Vendor: "terok-ai", Product: child.Name, Version: cmdenv.Version(), URL: "https://github.com/terok-ai/terok-box"},
 		control.Interface(service{w}, resources.Varlink(control.InterfaceName)),
 		func(r *bundle.Supervisor, path string) { r.Control = path },
@@ -41,7 +41,7 @@ func (w *worker) serveControl(ctx context.Context, begun func()) error {
 
 // serveVerdict serves org.terok.ClearanceVerdict1.
 func (w *worker) serveVerdict(ctx context.Context, begun func()) error {
-	return w.serveVarlink(ctx, w.paths.verdict, begun,
+	return w.serveVarlink(ctx, w.paths.Verdict, begun,
 		verdict.Info(cmdenv.Version()),
 		verdict.Interface(answers{w}, resources.Varlink(verdict.InterfaceName)),
 		func(r *bundle.Supervisor, path string) { r.Verdict = path },

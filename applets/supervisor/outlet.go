@@ -25,6 +25,8 @@ const (
 	look = 5 * time.Second
 	// drainTimeout is how long subscribers get to hear the last events.
 	drainTimeout = 500 * time.Millisecond
+	// changeTimeout is how long an event waits for a hub that is about to begin.
+	changeTimeout = time.Second
 	// reserve is how many numbers of questions are written down as used before
 	// they are.
 	reserve = 64
@@ -52,6 +54,7 @@ type outlet struct {
 	hub     *hub.Hub       // nil: not ours
 	emitter *event.Emitter // to somebody else's; nil: none
 	other   int            // process of somebody else's
+	changed chan struct{}  // closed when there is a hub again; nil: there is one
 
 	save sync.Mutex
 	kept kept
@@ -64,7 +67,7 @@ type kept struct {
 }
 
 func newOutlet(w *worker) *outlet {
-	o := &outlet{w: w, gone: make(chan struct{}, 1), kept: kept{First: 1}}
+	o := &outlet{w: w, gone: make(chan struct{}, 1), changed: make(chan struct{}), kept: kept{First: 1}}
 	data, err := w.bundle.Pending()
 	if err == nil && data != nil {
 		err = json.Unmarshal(data, &o.kept)
@@ -118,9 +121,7 @@ func (o *outlet) emit(e event.Event) error {
 	if e.Type == event.Blocked {
 		o.used(e.ID)
 	}
-	o.mu.Lock()
-	h, emitter := o.hub, o.emitter
-	o.mu.Unlock()
+	h, emitter := o.current()
 	switch {
 	case h != nil:
 		return h.Ingest(e)
@@ -142,11 +143,11 @@ func (o *outlet) serve(ctx context.Context, begun func()) error {
 	if pid := o.somebody(ctx, ""); pid != 0 {
 		return o.lookOn(ctx, begun, pid)
 	}
-	events, err := varlink.Listen(o.w.paths.events)
+	events, err := varlink.Listen(o.w.paths.Events)
 	if err != nil {
 		return err
 	}
-	clients, err := varlink.Listen(o.w.paths.clearance)
+	clients, err := varlink.Listen(o.w.paths.Clearance)
 	if err != nil {
 		return errors.Join(err, events.Close())
 	}
@@ -163,7 +164,7 @@ func (o *outlet) serve(ctx context.Context, begun func()) error {
 	defer h.Close()
 	o.become(h, nil, os.Getpid())
 	defer o.become(nil, nil, 0)
-	o.w.serving(func(r *bundle.Supervisor) { r.Events, r.Clearance = o.w.paths.events, o.w.paths.clearance })
+	o.w.serving(func(r *bundle.Supervisor) { r.Events, r.Clearance = o.w.paths.Events, o.w.paths.Clearance })
 	defer o.w.serving(func(r *bundle.Supervisor) { r.Events, r.Clearance = "", "" })
 	begun()
 
@@ -179,7 +180,7 @@ func (o *outlet) serve(ctx context.Context, begun func()) error {
 				return
 			case <-time.After(look):
 			}
-			if !events.Current() || !clients.Current() || o.somebody(ctx, o.w.paths.events) != 0 {
+			if !events.Current() || !clients.Current() || o.somebody(ctx, o.w.paths.Events) != 0 {
 				cancel(errStolen)
 				return
 			}
@@ -196,7 +197,7 @@ func (o *outlet) serve(ctx context.Context, begun func()) error {
 // lookOn passes events on to somebody else's hub until that is gone.
 func (o *outlet) lookOn(ctx context.Context, begun func(), pid int) error {
 	o.w.log.Info("somebody else is the hub", "hub", pid)
-	emitter := event.NewEmitter(o.w.paths.others...)
+	emitter := event.NewEmitter(o.w.hubs...)
 	defer emitter.Close()
 	o.become(nil, emitter, pid)
 	defer o.become(nil, nil, 0)
@@ -227,7 +228,7 @@ func (o *outlet) lookOn(ctx context.Context, begun func(), pid int) error {
 // the same paths.
 func (o *outlet) there() string {
 	var b strings.Builder
-	for _, path := range o.w.paths.others {
+	for _, path := range o.w.hubs {
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err != nil {
 			st = unix.Stat_t{}
@@ -242,6 +243,30 @@ func (o *outlet) become(h *hub.Hub, emitter *event.Emitter, pid int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.hub, o.emitter, o.other = h, emitter, pid
+	switch none := h == nil && emitter == nil; {
+	case none && o.changed == nil:
+		o.changed = make(chan struct{})
+	case !none && o.changed != nil:
+		close(o.changed)
+		o.changed = nil
+	}
+}
+
+// current is who is the hub. While one takes the place of another it waits.
+func (o *outlet) current() (*hub.Hub, *event.Emitter) {
+	o.mu.Lock()
+	changed := o.changed
+	o.mu.Unlock()
+	if changed != nil {
+		select {
+		case <-changed:
+		case <-o.w.ctx.Done():
+		case <-time.After(changeTimeout):
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.hub, o.emitter
 }
 
 // somebody is the process that takes the container's events, elsewhere than at
@@ -249,7 +274,7 @@ func (o *outlet) become(h *hub.Hub, emitter *event.Emitter, pid int) {
 func (o *outlet) somebody(ctx context.Context, but string) (pid int) {
 	ctx, cancel := context.WithTimeout(ctx, event.Timeout)
 	defer cancel()
-	for _, path := range o.w.paths.others {
+	for _, path := range o.w.hubs {
 		if path == but {
 			continue
 		}

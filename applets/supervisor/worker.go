@@ -42,7 +42,8 @@ type worker struct {
 	spec   control.Spec
 	home   pair.Home
 	pace   pair.Pace
-	paths  paths
+	paths  control.Sockets
+	hubs   []string // where events are taken, by this process or somebody else
 	born   time.Time
 	log    *slog.Logger
 	bundle *bundle.Bundle
@@ -67,8 +68,12 @@ type worker struct {
 
 func newWorker(spec control.Spec, home pair.Home, pace pair.Pace) *worker {
 	w := &worker{
-		spec: spec, home: home, pace: pace, paths: pathsOf(spec), born: time.Now(),
+		spec: spec, home: home, pace: pace, paths: control.SocketsOf(spec.RuntimeDir, spec.StateDir, spec.Short()), born: time.Now(),
 		log: slog.New(slog.DiscardHandler), troubles: make(map[string]string),
+	}
+	w.hubs = []string{w.paths.Events}
+	if spec.RuntimeDir != "" {
+		w.hubs = event.SocketPaths(spec.RuntimeDir, spec.Short())
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
@@ -260,7 +265,7 @@ func (w *worker) Finish(told <-chan struct{}) {
 			w.log.Warn("nobody was told of the end", "err", err)
 		}
 		w.outlet.drain()
-	} else if err := event.Emit(w.paths.others, event.Event{Type: event.ContainerExited, Container: w.spec.Short(), Reason: reason}); err != nil {
+	} else if err := event.Emit(w.hubs, event.Event{Type: event.ContainerExited, Container: w.spec.Short(), Reason: reason}); err != nil {
 		w.log.Info("nobody was told of the end", "err", err)
 	}
 	w.cancel()
@@ -279,7 +284,7 @@ func (w *worker) forget() {
 	}
 	var errs []error
 	if w.reader == nil { // those of the process before
-		for _, path := range r.Sockets() {
+		for _, path := range w.paths.All() {
 			errs = append(errs, varlink.RemoveDead(path))
 		}
 	}

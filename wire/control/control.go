@@ -4,7 +4,8 @@
 // both. The container's supervisor serves the same as the varlink interface
 // org.terok.ShieldControl1.
 //
-// It must never import anything but the standard library and wire/varlink.
+// It must never import anything but the standard library and other packages of
+// wire.
 package control
 
 import (

@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strconv"
 	"strings"
 
+	"github.com/terok-ai/terok-box/wire/clearance"
+	"github.com/terok-ai/terok-box/wire/event"
 	"github.com/terok-ai/terok-box/wire/start"
+	"github.com/terok-ai/terok-box/wire/verdict"
 )
 
 // Program is the private program that is a container's supervisor. It is
@@ -49,6 +53,25 @@ const shortID = 12
 
 // Short is the first 12 digits of the container's id.
 func (s Spec) Short() string { return s.ID[:min(shortID, len(s.ID))] }
+
+// Sockets are where a supervisor serves, if nobody else does.
+type Sockets struct{ Control, Events, Clearance, Verdict string }
+
+// All are all of them.
+func (s Sockets) All() []string { return []string{s.Control, s.Events, s.Clearance, s.Verdict} }
+
+// SocketsOf are the sockets of a container in the user's runtime directory,
+// such as /run/user/1000, or if that is "" below its state directory.
+func SocketsOf(runtimeDir, stateDir, short string) Sockets {
+	if runtimeDir == "" {
+		in := func(name string) string { return filepath.Join(stateDir, "run", name+".sock") }
+		return Sockets{in("control"), in("events"), in("clearance"), in("verdict")}
+	}
+	return Sockets{
+		SocketPath(runtimeDir, short), event.SocketPath(runtimeDir, short),
+		clearance.SocketPath(runtimeDir, short), verdict.SocketPath(runtimeDir, short),
+	}
+}
 
 // Identity is what tells a container's processes from others.
 type Identity struct {

@@ -67,3 +67,20 @@ func TestArgs(t *testing.T) {
 		}
 	}
 }
+
+func TestSocketsOf(t *testing.T) {
+	for _, tt := range []struct {
+		runtime string
+		want    Sockets
+	}{
+		{"/run/user/1000", Sockets{
+			"/run/user/1000/terok/control/0123456789ab.sock", "/run/user/1000/terok/events/0123456789ab.sock",
+			"/run/user/1000/terok/clearance/0123456789ab.sock", "/run/user/1000/terok/verdict/0123456789ab.sock",
+		}},
+		{"", Sockets{"/sd/run/control.sock", "/sd/run/events.sock", "/sd/run/clearance.sock", "/sd/run/verdict.sock"}},
+	} {
+		if got := SocketsOf(tt.runtime, "/sd", "0123456789ab"); got != tt.want || len(got.All()) != 4 {
+			t.Errorf("%q: %+v", tt.runtime, got)
+		}
+	}
+}
