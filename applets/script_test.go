@@ -157,7 +157,7 @@ func prepareBundle(t testing.TB, dir string, p ruleset.Params) {
 func ociState(t testing.TB, name, dir string, pid int) []byte {
 	t.Helper()
 	state, err := json.Marshal(map[string]any{
-		"ociVersion": "1.0.2", "id": fmt.Sprintf("%064x", pid), "pid": pid, "status": "created",
+		"ociVersion": "1.0.2", "id": fmt.Sprintf("%012x%052x", pid, 0), "pid": pid, "status": "created",
 		"annotations": map[string]string{
 			oci.KeyProfiles: "test", oci.KeyName: name, oci.KeyStateDir: dir, oci.KeyVersion: strconv.Itoa(bundle.Version),
 		},

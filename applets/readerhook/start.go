@@ -76,8 +76,11 @@ func (c *container) clean(ctx context.Context) (served bool, err error) {
 		served = true
 		err = errors.Join(err, c.join(id))
 	}
-	if err = errors.Join(err, end(ctx, c.bundle, left)); err == nil && !served {
-		err = c.endReader(ctx)
+	if len(left) > 0 || !served {
+		err = errors.Join(err, end(ctx, c.bundle, left))
+	}
+	if !served {
+		err = errors.Join(err, c.endReader(ctx))
 	}
 	if err != nil {
 		err = fmt.Errorf("end what is left of an earlier start: %w", err)

@@ -21,14 +21,8 @@ import (
 	"github.com/terok-ai/terok-box/wire/verdict"
 )
 
-const (
-	// lockTimeout is how long an operation waits for another on the same
-	// container.
-	lockTimeout = 15 * time.Second
-	// verdictTimeout bounds how long an answer is carried out.
-	verdictTimeout = 10 * time.Second
-	timedOut       = "timed out after 10.0s"
-)
+// lockTimeout is how long an operation waits for another on the same container.
+const lockTimeout = 15 * time.Second
 
 // serveControl serves org.terok.ShieldControl1.
 func (w *worker) serveControl(ctx context.Context, begun func()) error {
@@ -43,7 +37,7 @@ func (w *worker) serveControl(ctx context.Context, begun func()) error {
 func (w *worker) serveVerdict(ctx context.Context, begun func()) error {
 	return w.serveVarlink(ctx, w.paths.Verdict, begun,
 		verdict.Info(cmdenv.Version()),
-		verdict.Interface(answers{w}, resources.Varlink(verdict.InterfaceName)),
+		verdict.Interface(w.verdicts, resources.Varlink(verdict.InterfaceName)),
 		func(r *bundle.Supervisor, path string) { r.Verdict = path },
 	)
 }
@@ -102,45 +96,29 @@ func (w *worker) governing() (string, error) {
 	return w.lists.Path(), nil
 }
 
-// apply carries an answer out.
-func (w *worker) apply(ctx context.Context, _, dest, action string) (ok bool, stderr string) {
+// execute carries an answer out, of this process's hub or somebody else's.
+func (w *worker) execute(ctx context.Context, container, dest, action string) (warning string, err error) {
+	if !slices.Contains([]string{w.spec.Short(), w.spec.ID, w.spec.Container}, container) {
+		return "", fmt.Errorf("container %s is not this one, which is %s", container, w.spec.Container)
+	}
 	op := control.OpDeny
 	if action == clearance.Allow {
 		op = control.OpAllow
 	}
 	dir, err := w.governing()
 	if err != nil {
-		return false, err.Error()
+		return "", err
 	}
 	req, err := shielded.Container{Name: w.spec.Container, Dir: dir}.Request(ctx, op, dest, w.spec.Audit)
 	if err != nil {
-		return false, err.Error()
+		return "", err
 	}
 	req.Container = w.spec.Container
 	resp := w.perform(ctx, req)
 	if resp.Error != "" {
-		return false, resp.Error
+		return "", errors.New(resp.Error)
 	}
-	return true, resp.Warning
-}
-
-// answers carries out what somebody else's hub has found to be authorised.
-type answers struct{ *worker }
-
-func (a answers) Apply(ctx context.Context, container, dest, action string) (ok bool, stderr string) {
-	if !slices.Contains([]string{a.spec.Short(), a.spec.ID, a.spec.Container}, container) {
-		return false, fmt.Sprintf("container %s is not this one, which is %s", container, a.spec.Container)
-	}
-	if action != clearance.Allow && action != clearance.Deny {
-		return false, clearance.InvalidAction{Action: action}.Error()
-	}
-	ctx, cancel := context.WithTimeout(ctx, verdictTimeout)
-	defer cancel()
-	ok, stderr = a.apply(ctx, container, dest, action)
-	if !ok && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		stderr = timedOut
-	}
-	return ok, stderr
+	return resp.Warning, nil
 }
 
 // Packets passes logged packets on.

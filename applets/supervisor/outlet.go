@@ -156,7 +156,7 @@ func (o *outlet) serve(ctx context.Context, begun func()) error {
 	o.save.Unlock()
 	h, err := hub.New(hub.Config{
 		Container: o.w.spec.Short(), Aliases: []string{o.w.spec.ID, o.w.spec.Container},
-		Verdict: o.w.apply, Save: o.keep, Restore: restore, Log: o.w.log,
+		Verdict: o.w.verdicts.Apply, Save: o.keep, Restore: restore, Log: o.w.log,
 	})
 	if err != nil {
 		return errors.Join(err, events.Close(), clients.Close())

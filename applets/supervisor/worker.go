@@ -15,6 +15,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/pair"
 	"github.com/terok-ai/terok-box/applets/internal/reader"
+	"github.com/terok-ai/terok-box/applets/verdict"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nflog"
 	"github.com/terok-ai/terok-box/wire/bundle"
@@ -22,6 +23,7 @@ import (
 	"github.com/terok-ai/terok-box/wire/event"
 	"github.com/terok-ai/terok-box/wire/start"
 	"github.com/terok-ai/terok-box/wire/varlink"
+	wireverdict "github.com/terok-ai/terok-box/wire/verdict"
 )
 
 // Why a container has ended, as its last event says.
@@ -54,6 +56,7 @@ type worker struct {
 	cancel context.CancelFunc
 	parts  sync.WaitGroup
 
+	verdicts wireverdict.Service
 	watchers watchers
 	outlet   *outlet
 	reader   *reader.Reader
@@ -109,6 +112,7 @@ func (w *worker) Start(context.Context, func() error, func(error)) (err error) {
 	if err != nil {
 		conn = nil // it was not given one, and tries itself
 	}
+	w.verdicts = verdict.Service(w.execute, w.log)
 	w.outlet = newOutlet(w)
 	if w.reader, err = reader.New(reader.Config{
 		Bundle: w.lists, NetNS: w.ns, Container: w.spec.Short(), Dossier: w.spec.Dossier, Audit: w.spec.Audit, Log: w.log,
