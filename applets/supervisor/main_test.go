@@ -316,6 +316,13 @@ func (h *host) none(when string, match func(control.Identity) bool) {
 	h.within(endLimit, "no process is left "+when, func() bool { return len(h.pids(match)) == 0 })
 }
 
+// two checks that there are no more processes than two. One that is about to
+// start another looks like two for a moment.
+func (h *host) two(when string) {
+	h.Helper()
+	h.within(time.Second, "two processes "+when, func() bool { return len(h.pids(all)) == 2 })
+}
+
 // pair waits until there are a server and a keeper, and returns them.
 func (c *container) pair() (server, keeper int) {
 	c.Helper()

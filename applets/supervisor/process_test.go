@@ -371,9 +371,7 @@ func TestRestartAtOnce(t *testing.T) {
 	}
 	c.start()
 	c.pair()
-	if got := h.pids(all); len(got) != 2 {
-		t.Errorf("processes %v", got)
-	}
+	h.two("after the last start")
 	c.send("198.51.100.7:9")
 	c.subscribe().asked("198.51.100.7")
 	c.end() // the end of the first one comes late
@@ -486,9 +484,7 @@ func TestSharedNetwork(t *testing.T) {
 				owner.start()
 				server, keeper := owner.pair()
 				joined.start()
-				if got := h.pids(all); len(got) != 2 {
-					t.Errorf("processes %v", got)
-				}
+				h.two("for both")
 				// Its requests are carried out by the lists that govern it.
 				resp, err := owner.control().Perform(limited(t), control.Request{
 					Op: control.OpAllow, Container: "joined", Targets: []string{"198.51.100.99"}, Target: "198.51.100.99",
@@ -522,9 +518,7 @@ func TestSharedNetwork(t *testing.T) {
 				old := owner.short()
 				a.live(b)
 				a.start()
-				if n := len(h.pids(all)); n != 2 {
-					t.Errorf("%d processes after a restart", n)
-				}
+				h.two("after a restart")
 				a.end()
 				if poststop {
 					a.stop()
