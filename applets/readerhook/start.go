@@ -1,16 +1,20 @@
 package readerhook
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/hook"
-	"github.com/terok-ai/terok-box/applets/internal/pair"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nflog"
@@ -137,21 +141,25 @@ func (c *container) start() error {
 		return fmt.Errorf("start the supervisor, which asks about what is blocked: %w", err)
 	}
 	spec := c.spec()
-	files := [control.NumFiles]int{}
-	for i := range files {
-		files[i] = child.None
+	var told bytes.Buffer
+	if err := start.WriteSpec(&told, spec); err != nil {
+		return fail(err)
 	}
-	fd, err := pair.SpecFile(spec)
+	r, w, err := os.Pipe()
 	if err != nil {
 		return fail(err)
 	}
-	defer syscall.Close(fd)
-	files[0] = fd
+	defer w.Close()
+	defer r.Close()
 	var log *nflog.Conn
 	if err := c.ns.Do(func() (err error) { log, err = nflog.Open(ruleset.Group); return err }); err == nil {
 		defer log.Close()
 	} // else the supervisor finds out why
-	for n, of := range map[int]syscall.Conn{start.FileNetNS: c.ns.File(), control.FileLog: log} {
+	files := [control.NumFiles]int{}
+	for i := range files {
+		files[i] = child.None
+	}
+	for n, of := range map[int]syscall.Conn{start.FileSpec: r, start.FileNetNS: c.ns.File(), control.FileLog: log} {
 		if n == control.FileLog && log == nil {
 			continue
 		}
@@ -162,16 +170,47 @@ func (c *container) start() error {
 		defer syscall.Close(fd)
 		files[n-start.FileSpec] = fd
 	}
+	if err := fill(w, told.Bytes()); err != nil {
+		return fail(err)
+	}
 	p, err := child.Start(child.Command{Args: spec.Args(start.Server), Files: files[:], Session: true})
 	if err != nil {
 		return fail(err)
 	}
 	// The next start must find it even if it comes before the supervisor has
-	// begun.
-	if self, err := bundle.ProcessOf(p.Pid, spec.NetNS); err == nil {
-		if err := c.bundle.SetSupervisor(bundle.Supervisor{PID: self.PID, Start: self.Start}); err != nil {
+	// begun, which it does when that is written down.
+	self, err := bundle.ProcessOf(p.Pid, spec.NetNS)
+	if err == nil {
+		err = c.bundle.SetSupervisor(bundle.Supervisor{PID: self.PID, Start: self.Start})
+	}
+	if err == nil {
+		err = start.Proceed(w)
+	}
+	if err != nil { // without a word of ours it ends
+		return fail(err)
+	}
+	return p.Release()
+}
+
+// fill puts data into a pipe that nobody reads yet.
+func fill(w *os.File, data []byte) error {
+	const usual = 64 << 10 // bytes that a pipe holds: pipe(7)
+	if len(data) >= usual {
+		conn, err := w.SyscallConn()
+		if err != nil {
 			return err
 		}
-	} // else it has ended already, and says why in its log
-	return p.Release()
+		var resized error
+		if err := conn.Control(func(fd uintptr) { _, resized = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, start.MaxSpec) }); err != nil {
+			return err
+		}
+		if resized != nil {
+			return fmt.Errorf("tell it %d bytes: %w", len(data), resized)
+		}
+	}
+	if err := w.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	_, err := w.Write(data)
+	return err
 }

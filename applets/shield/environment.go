@@ -58,7 +58,7 @@ func (a *app) environment(cfg config.Config) environment {
 	if err != nil {
 		p = nil // Check says so
 	}
-	e.Environment = podman.Check(a.ctx, a.env, p)
+	e.Environment = podman.Check(a.ctx, a.env, p, podman.Firewall, podman.Reader)
 	if err := a.kernel(); err != nil {
 		e.Issues = append(e.Issues, podman.Issue{
 			Text: fmt.Sprintf("nf_tables cannot be used in a namespace of your own: %v", err),

@@ -13,7 +13,7 @@ type uninstallCmd struct {
 }
 
 func (c setupCmd) Run(a *app) error {
-	report, err := podman.Install(a.env, a.env.Self, podman.Firewall)
+	report, err := podman.Install(a.env, a.env.Self, podman.Firewall, podman.Reader)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/terok-ai/terok-box/wire/clearance"
 	"github.com/terok-ai/terok-box/wire/control"
 	"github.com/terok-ai/terok-box/wire/event"
+	"github.com/terok-ai/terok-box/wire/oci"
 	"github.com/terok-ai/terok-box/wire/start"
 )
 
@@ -575,4 +576,130 @@ func TestStartedByHand(t *testing.T) {
 			t.Errorf("%q: %s", args, out)
 		}
 	}
+}
+
+// A reader that another program's hook started is two processes, of which the
+// file names the outer one at most.
+func TestOtherReader(t *testing.T) {
+	for _, stage := range []string{"createRuntime", "poststop"} {
+		t.Run(stage, func(t *testing.T) {
+			h := newHost(t)
+			c := h.container("demo", nil)
+			var ended []chan error
+			read := func(argv ...string) int {
+				cmd := exec.Command("/proc/self/exe")
+				cmd.Args = argv
+				stdin, err := cmd.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.ns.Do(cmd.Start); err != nil {
+					t.Fatal(err)
+				}
+				end := make(chan error, 1)
+				ended = append(ended, end)
+				go func() { end <- cmd.Wait() }()
+				t.Cleanup(func() { stdin.Close() })
+				return cmd.Process.Pid
+			}
+			if stage == "poststop" {
+				c.start()
+				c.pair()
+			}
+			program := "/home/op/.local/share/terok/shield/nflog-reader.py"
+			outer := read("/usr/bin/python3", program, c.dir, c.short(), "--emit=socket")
+			read("/usr/bin/python3", program, c.dir, c.short(), "--emit=socket", "--annotations={}")
+			read("/usr/bin/python3", program, c.dir+"/other", c.short(), "--emit=socket")
+			read("/usr/bin/python3", "/x/other.py", c.dir, c.short())
+			if err := os.WriteFile(filepath.Join(c.dir, bundle.FileReaderPID), fmt.Appendf(nil, "%d\n", outer), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			c.hook("reader-hook", stage)
+			for i, end := range ended {
+				select {
+				case err := <-end:
+					if i > 1 || err == nil || err.Error() != "signal: terminated" {
+						t.Errorf("process %d: %v", i, err)
+					}
+				case <-time.After(100 * time.Millisecond):
+					if i < 2 {
+						t.Errorf("process %d lives", i)
+					}
+				}
+			}
+			if _, err := os.Lstat(filepath.Join(c.dir, bundle.FileReaderPID)); err == nil {
+				t.Error("the file is still there")
+			}
+			c.end()
+		})
+	}
+}
+
+// A hook that is killed at any step leaves nothing that outlives the container
+// or disturbs the next start.
+func TestHookKilledAtEveryStep(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Fatalf("strace is needed to kill at a system call: %v", err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const calls = "clone,clone3,vfork,openat,write,sendto,sendmsg,read,renameat,unlinkat,flock,setns,pipe2,close,bind,pwrite64,exit_group"
+	h := newHost(t)
+	c := h.container("demo", nil)
+	killed := 0
+	// The steps are many, and neighbours much alike.
+	for n := 1; ; n += 1 + n/6 {
+		hook, out := c.command("reader-hook", "createRuntime")
+		cmd := exec.Command(strace, "-qq", "-o", "/dev/null", "-e", "trace="+calls,
+			"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, n), exe, "reader-hook", "createRuntime")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = hook.Stdin, out, out, hook.Env
+		err := cmd.Run()
+		if err == nil {
+			c.pair()
+			c.end()
+			break
+		}
+		killed++
+		if x, ok := errors.AsType[*exec.ExitError](err); !ok || x.ExitCode() >= 0 && x.ExitCode() != 128+int(syscall.SIGKILL) {
+			t.Fatalf("step %d: %v\n%s", n, err, out)
+		}
+		c.end()
+		c.live(nil)
+		c.start()
+		c.pair()
+		h.within(endLimit, "no process of the first start is left", func() bool { return len(h.pids(all)) == 2 })
+		c.end()
+		if killed%2 == 0 {
+			c.stop()
+		}
+		h.none(fmt.Sprintf("after a kill at step %d", n), all)
+		c.clean()
+		c.live(nil)
+	}
+	h.none("at the end", all)
+	c.clean()
+	if killed < 10 {
+		t.Errorf("killed at %d steps only", killed)
+	}
+	t.Logf("killed at %d steps", killed)
+}
+
+// However much an orchestrator tells about a container, it starts.
+func TestLargeDossier(t *testing.T) {
+	h := newHost(t)
+	c := h.container("demo", nil)
+	c.more = make(map[string]string)
+	for i := range oci.MaxDossier {
+		c.more[fmt.Sprintf("%s%02d%s", oci.DossierPrefix, i, strings.Repeat("k", oci.MaxDossierKey-2))] = strings.Repeat("\x01", oci.MaxDossierValue)
+	}
+	c.start()
+	c.pair()
+	c.send("198.51.100.7:9")
+	if e := c.subscribe().asked("198.51.100.7"); len(e.Dossier) != oci.MaxDossier {
+		t.Errorf("%d pairs", len(e.Dossier))
+	}
+	c.end()
 }

@@ -101,7 +101,10 @@ func (w *worker) Open() (_ *slog.Logger, err error) {
 }
 
 // Start starts the parts.
-func (w *worker) Start(context.Context, func() error, func(error)) (err error) {
+func (w *worker) Start(_ context.Context, wait func() error, _ func(error)) (err error) {
+	if err := wait(); err != nil { // until the hook has written this process down
+		return err
+	}
 	if w.ns, err = netns.OpenFile(fmt.Sprintf("/proc/self/fd/%d", start.FileNetNS)); err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func (p Pair) start(role start.Role, restarts int, own []int) (*peer, error) {
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "peer"), fds[1]
 	defer unix.Close(theirs)
-	fd, err := SpecFile(p.Spec(restarts))
+	fd, err := specFile(p.Spec(restarts))
 	if err != nil {
 		ours.Close()
 		return nil, err
@@ -79,9 +79,9 @@ func (p Pair) start(role start.Role, restarts int, own []int) (*peer, error) {
 	return &peer{ours, time.Now()}, nil
 }
 
-// SpecFile is a spec as an open file. All of it is there before the process
+// specFile is a spec as an open file. All of it is there before the process
 // is, which thus needs nothing more of the one that starts it.
-func SpecFile(spec any) (fd int, err error) {
+func specFile(spec any) (fd int, err error) {
 	if fd, err = unix.MemfdCreate("spec", unix.MFD_CLOEXEC); err != nil {
 		return child.None, fmt.Errorf("make a file without a name: %w", err)
 	}

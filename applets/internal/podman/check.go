@@ -243,7 +243,7 @@ func (e *Environment) descriptor(s system, dirs []string, role Role, stage strin
 		e.broken(role, path+" is not a descriptor that runs for shielded containers", setupFix)
 		return
 	case !filepath.IsAbs(d.Hook.Path) || !executable(d.Hook.Path):
-		e.broken(role, fmt.Sprintf("%s names %s, which is missing or not executable, so podman starts containers without it", path, d.Hook.Path), setupFix)
+		e.broken(role, fmt.Sprintf("%s names %s, which is missing or not executable, and podman starts containers without it", path, d.Hook.Path), setupFix)
 		return
 	}
 	if d := filepath.Dir(d.Hook.Path); noexec(d) {
@@ -262,15 +262,18 @@ func (e *Environment) descriptor(s system, dirs []string, role Role, stage strin
 	case native:
 		e.stale(d.Hook.Path+" is another version of this program", setupFix)
 	default:
-		e.foreign(d.Hook.Path)
+		e.foreign(role, d.Hook.Path)
 	}
 }
 
 // broken is an issue with a hook that does not work. Without its firewall a
-// container must not be started.
+// container must not be started; without the other it can.
 func (e *Environment) broken(role Role, text, fix string) {
-	if role == Firewall {
+	switch role {
+	case Firewall:
 		e.Health = HealthSetup
+	case Reader:
+		text += ", so nobody is asked about blocked packets"
 	}
 	e.issue(text, fix)
 }
@@ -284,7 +287,7 @@ func (e *Environment) stale(text, fix string) {
 
 // foreign looks at a hook of another installer, which works with our state
 // directories if it is for the same version of them.
-func (e *Environment) foreign(path string) {
+func (e *Environment) foreign(role Role, path string) {
 	text, err := readFile(filepath.Join(filepath.Dir(path), stateModule), maxConf)
 	v := 0
 	if err == nil {
@@ -298,7 +301,11 @@ func (e *Environment) foreign(path string) {
 		e.stale(fmt.Sprintf("%s is another installer's hook for %s of the state directory, not %d", path, is, bundle.Version), setupFix)
 		return
 	}
-	note := path + " is another installer's hook; it applies the same rulesets, terok-shield setup would replace it"
+	does := "applies the same rulesets"
+	if role == Reader {
+		does = "asks about blocked packets in its own way"
+	}
+	note := path + " is another installer's hook; it " + does + ", terok-shield setup would replace it"
 	if !slices.Contains(e.Notes, note) {
 		e.Notes = append(e.Notes, note)
 	}

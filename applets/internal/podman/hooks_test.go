@@ -431,7 +431,8 @@ func TestCheck(t *testing.T) {
 			return s
 		}, hooks: HooksGlobal, health: HealthSetup, issues: []string{"descriptor terok-shield-poststop.json is missing: run terok-shield setup"}},
 		{name: "reader missing", system: installed, roles: []Role{Firewall, Reader}, hooks: HooksGlobal, health: HealthOK, issues: []string{
-			"descriptor terok-shield-bridge-createRuntime.json is missing", "descriptor terok-shield-bridge-poststop.json is missing"}},
+			"descriptor terok-shield-bridge-createRuntime.json is missing, so nobody is asked about blocked packets: run terok-shield setup",
+			"descriptor terok-shield-bridge-poststop.json is missing"}},
 		{name: "descriptor for nobody", system: func(t *testing.T) system {
 			s := installed(t)
 			write(t, hooks(s, "terok-shield-createRuntime.json"), `{"hook":{"path":"/bin/true"},"stages":["createRuntime"]}`, 0o644)
