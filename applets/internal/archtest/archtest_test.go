@@ -122,7 +122,6 @@ var never = []struct {
 	{"applets/hub", "applets/internal/firewall", "who passes questions on has no power over a firewall"},
 	{"applets/nfthook", "applets/internal/podman", "a hook asks no engine: the runtime told it everything"},
 	{"applets/nfthook", "applets/internal/config", "a hook reads the bundle, not the operator's configuration"},
-	{"applets/nfthook", "applets/hub", "every container start pays for what the hook links: no hub"},
 	{"applets/readerhook", "github.com/alecthomas/kong", "every container start pays for what the hook links: no command line for people"},
 	{"applets/readerhook", "github.com/godbus/dbus", "every container start pays for what the hook links: no D-Bus"},
 	{"applets/readerhook", "github.com/miekg/dns", "every container start pays for what the hook links: no DNS library"},
