@@ -93,6 +93,7 @@ var only = []struct {
 	{"applets/internal/cmdenv", []string{"golang.org/x/sys"}, "everything uses it, so it uses nothing"},
 	{"applets/internal/subscriber", []string{"wire"}, "who shows prompts, and where, is not its business: a terminal and a desktop use it alike"},
 	{"applets/internal/terminal", []string{"applets/internal/cmdenv", "applets/internal/subscriber", "wire"}, "it shows and reads; what happens is the subscriber's business"},
+	{"applets/notify", []string{"applets/internal/cmdenv", "applets/internal/hook", "applets/internal/subscriber", "resources", "wire", "github.com/godbus/dbus"}, "popups are of use to other programs, too, and know nothing of containers but what hubs say"},
 }
 
 func TestOnly(t *testing.T) {
