@@ -14,6 +14,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/dossier"
 	"github.com/terok-ai/terok-box/applets/internal/hook"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/nl/netns"
@@ -124,7 +125,8 @@ func (c *container) join(id control.Identity) error {
 // spec is what the supervisor is told.
 func (c *container) spec() control.Spec {
 	s := control.Spec{
-		StateDir: c.bundle.Path(), Container: hook.Name(c.state), ID: c.state.ID, Dossier: c.state.Dossier(),
+		StateDir: c.bundle.Path(), Container: hook.Name(c.state), ID: c.state.ID,
+		Dossier:    dossier.Called(c.state.Dossier(), hook.Name(c.state)),
 		Audit:      c.state.Annotations[oci.KeyAuditEnabled] != "false",
 		RuntimeDir: c.runtimeDir, PID: c.process.PID, Start: c.process.Start, NetNS: c.process.NetNS, Roster: c.path,
 	}

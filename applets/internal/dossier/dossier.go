@@ -48,22 +48,46 @@ func Of(b *bundle.Bundle) (Dossier, error) {
 	return Dossier{path: path}, err
 }
 
+// Keys by which a container is shown.
+const (
+	keyContainer = "container_name"
+	keyName      = "name"
+	keyProject   = "project"
+	keyTask      = "task"
+)
+
+// Called is fixed pairs with what people call the container, unless they say
+// that themselves.
+func Called(pairs map[string]string, container string) map[string]string {
+	out := map[string]string{keyContainer: container}
+	maps.Copy(out, pairs)
+	return out
+}
+
+// label has the container shown by its name, where it would be by its id.
+func label(pairs map[string]string) {
+	if pairs[keyName] == "" && pairs[keyContainer] != "" && (pairs[keyProject] == "" || pairs[keyTask] == "") {
+		pairs[keyName] = pairs[keyContainer]
+	}
+}
+
 // Now is the pairs as they are now: those of the file in the place of fixed
 // ones of the same name. The error says why the file's are missing, and the
 // fixed ones are there all the same. The map is the caller's.
 func (d Dossier) Now() (map[string]string, error) {
 	out := map[string]string{}
 	maps.Copy(out, d.fixed)
-	if d.path == "" {
-		return out, nil
+	var err error
+	if d.path != "" {
+		var pairs map[string]string
+		if pairs, err = read(d.path); err != nil {
+			err = fmt.Errorf("dossier: %w", err)
+		}
+		maps.Copy(out, pairs)
 	}
-	pairs, err := read(d.path)
-	if err != nil {
-		return out, fmt.Errorf("dossier: %w", err)
-	}
-	maps.Copy(out, pairs)
+	label(out)
 	bound(out)
-	return out, nil
+	return out, err
 }
 
 // read is the pairs in a file. Whoever is asked about a container must not

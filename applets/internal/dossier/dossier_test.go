@@ -24,6 +24,31 @@ func write(t *testing.T, text string) (path string) {
 	return path
 }
 
+// What a container is shown as: its task, its name, what people call it.
+func TestCalled(t *testing.T) {
+	type pairs = map[string]string
+	for name, tt := range map[string]struct {
+		fixed pairs
+		text  string
+		want  pairs
+	}{
+		"nothing else":   {nil, `{}`, pairs{"container_name": "demo", "name": "demo"}},
+		"a name":         {pairs{"name": "n"}, `{}`, pairs{"container_name": "demo", "name": "n"}},
+		"another name":   {pairs{"container_name": "x"}, `{}`, pairs{"container_name": "x", "name": "x"}},
+		"half a task":    {pairs{"project": "p"}, `{}`, pairs{"container_name": "demo", "name": "demo", "project": "p"}},
+		"a task":         {pairs{"project": "p"}, `{"task":"t"}`, pairs{"container_name": "demo", "project": "p", "task": "t"}},
+		"a name of late": {nil, `{"name":"n"}`, pairs{"container_name": "demo", "name": "n"}},
+		"no file":        {nil, ``, pairs{"container_name": "demo", "name": "demo"}},
+	} {
+		fixed := Called(tt.fixed, "demo")
+		fixed["meta_path"] = write(t, tt.text)
+		got, _ := New(fixed).Now()
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s (-want +got)\n%s", name, d)
+		}
+	}
+}
+
 func TestNow(t *testing.T) {
 	type pairs = map[string]string
 	fixed := pairs{"project": "p", "task": "t"}

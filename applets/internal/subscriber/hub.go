@@ -22,8 +22,9 @@ type Hub struct {
 	// Guarded by sub.mu.
 	prompts   map[key]*prompt
 	requests  map[string]*prompt
-	downs     []down         // the oldest first
-	counts    map[string]int // prompts of a container
+	downs     []down              // the oldest first
+	known     map[string]Identity // of containers, by what the hub calls them, where an event has told who they are
+	counts    map[string]int      // prompts of a container
 	evicted   int
 	epoch     int       // connections so far
 	connected time.Time // the newest; zero if there is none now
@@ -205,7 +206,7 @@ func (h *Hub) Event(e clearance.Event) {
 		s.Log.Warn("an event without a container was dropped", "hub", h.name, "type", e.Type)
 		return
 	}
-	id := identify(e.Container, e.Dossier)
+	id := h.recognised(identify(e.Container, e.Dossier))
 	note := Notification{Identity: id, State: Notice}
 	switch e.Type {
 	case event.Blocked:
@@ -249,6 +250,24 @@ func (h *Hub) Event(e clearance.Event) {
 	default:
 		s.notice(note, true)
 	}
+}
+
+// recognised is the identity as an earlier event has told it, if this one says
+// nothing but an id.
+func (h *Hub) recognised(i Identity) Identity {
+	if i.TaskName != "" || i.isTask() {
+		if _, ok := h.known[i.ContainerID]; !ok && (h.known == nil || len(h.known) >= maxKnown) {
+			h.known = make(map[string]Identity)
+		}
+		h.known[i.ContainerID] = i
+		return i
+	}
+	for _, k := range h.known {
+		if k.ContainerID == i.ContainerID || sameID(k.ContainerID, i.ContainerID) {
+			return k
+		}
+	}
+	return i
 }
 
 // cleaned is the event with every text sanitised and bounded.

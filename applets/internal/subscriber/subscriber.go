@@ -30,6 +30,7 @@ const (
 	maxPrompts   = 2048 // of all containers
 	maxRequests  = 8    // request ids that lead to one prompt
 	maxPorts     = 8    // that are shown of one prompt
+	maxKnown     = 256  // containers whose names are remembered, of one hub
 	maxDowns     = 256  // containers whose shield is known to be down, of one hub
 	maxVerdicts  = 8    // that a hub carries out at a time
 	showTimeout  = 10 * time.Second

@@ -586,7 +586,7 @@ func TestDismiss(t *testing.T) {
 		dismiss(firstNote)
 		f.screen.told()
 		f.hub.Event(life(event.ShieldDown, short))
-		f.expect("show 0 Shield down: " + short + " | Outbound firewall bypassed — allowlist is not enforced.")
+		f.expect("show 0 Shield down: demo | Outbound firewall bypassed — allowlist is not enforced.")
 		f.Dismiss(12345)
 	})
 }
@@ -594,7 +594,7 @@ func TestDismiss(t *testing.T) {
 func TestLifecycle(t *testing.T) {
 	bubble(t, All, func(f *fixture) {
 		down := "Shield down: demo | Outbound firewall bypassed — allowlist is not enforced."
-		disengaged := "Shield disengaged: 0123456789ab | Outbound firewall disengaged — every destination is reachable."
+		disengaged := "Shield disengaged: demo | Outbound firewall disengaged — every destination is reachable."
 		f.hub.Event(life(event.ContainerStarted, short))
 		f.expect("show 0 Container started: " + short + " | ")
 		f.hub.Event(block(1, "", "192.0.2.7", 443))
@@ -610,19 +610,19 @@ func TestLifecycle(t *testing.T) {
 		e.Dossier = map[string]string{"name": "demo"}
 		f.hub.Event(e)
 		f.expect("close 1 "+shieldDown, "show 0 "+down)
-		f.hub.Event(life(event.ShieldDisengaged, short)) // by its id: not known to be the same
-		f.expect("show 0 " + disengaged)
+		f.hub.Event(life(event.ShieldDisengaged, short)) // by its id: an earlier event has told its name
+		f.expect("replace 0 " + disengaged)
 		f.hub.Event(life(event.ShieldDown, short+"cdef"))
-		f.expect("replace 0 Shield down: 0123456789abcdef | Outbound firewall bypassed — allowlist is not enforced.")
+		f.expect("replace 0 " + down)
 		f.hub.Event(life(event.ShieldUp, short))
-		f.expect("close 0 the shield is up", "show 0 Shield up: 0123456789ab | Outbound firewall restored.")
+		f.expect("close 0 the shield is up", "show 0 Shield up: demo | Outbound firewall restored.")
 		e = life(event.ContainerExited, "demo")
 		f.hub.Event(block(3, "", "192.0.2.7", 443))
 		synctest.Wait()
 		f.screen.told()
 		e.Reason = "poststop"
 		f.hub.Event(e)
-		f.expect("close 3 "+exited, "close 0 "+exited, "show 0 Container stopped: demo | Reason: poststop")
+		f.expect("close 3 "+exited, "show 0 Container stopped: demo | Reason: poststop")
 		if p := f.Prompts(); len(p) != 1 || p[0].ID != 2 {
 			t.Error(p)
 		}
@@ -816,6 +816,12 @@ func TestBounds(t *testing.T) {
 		}
 		if len(f.screen.shown) != maxPrompts {
 			t.Errorf("%d are shown", len(f.screen.shown))
+		}
+		for i := range 2 * maxKnown {
+			f.hub.Event(clearance.Event{Type: event.ShieldUp, Container: fmt.Sprintf("k%d", i), Dossier: map[string]string{"name": "n"}})
+		}
+		if n := len(f.hub.known); n > maxKnown {
+			t.Errorf("%d containers are known", n)
 		}
 		for i := range 2 * maxDowns {
 			f.hub.Event(life(event.ShieldDown, fmt.Sprintf("d%d", i)))

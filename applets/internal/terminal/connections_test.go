@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -11,27 +13,47 @@ import (
 )
 
 func TestConnections(t *testing.T) {
-	refused, gone := errors.New("refused\x1b[2J"), fmt.Errorf("x: %w", clearance.ErrGone)
+	lost, refused, gone := errors.New("hung up"), errors.New("refused\x1b[2J"), fmt.Errorf("x: %w", clearance.ErrGone)
+	said := "p: no connection to the hub, trying again: refused?[2J\n"
 	for name, tt := range map[string]struct {
 		all    bool
-		events []error // of one hub
+		events []any // of one hub: what Changed is told, and how long it takes until the next; nil is connected
 		want   string
 	}{
-		"nobody ever answered":        {false, []error{refused, refused, gone}, ""},
-		"nobody has answered yet":     {true, []error{refused, refused, nil, nil}, "p: no connection to the hub, trying again: refused?[2J\np: connected again\n"},
-		"lost":                        {false, []error{nil, refused, refused, nil, refused}, "p: no connection to the hub, trying again: refused?[2J\np: connected again\np: no connection to the hub, trying again: refused?[2J\n"},
-		"goes with its container":     {false, []error{nil, gone, nil}, ""},
-		"lost before it goes for now": {false, []error{nil, refused, gone, nil}, "p: no connection to the hub, trying again: refused?[2J\n"},
+		"nobody ever answered":     {false, []any{refused, 10 * outage, refused, 10 * outage, gone}, ""},
+		"nobody has answered yet":  {true, []any{refused, outage, refused, 10 * outage, nil, nil}, said + "p: connected again\n"},
+		"lost":                     {false, []any{nil, lost, outage / 2, refused, outage, refused, outage, nil, refused, outage}, said + "p: connected again\n" + said},
+		"lost for a moment":        {false, []any{nil, lost, outage - 1, nil, 10 * outage, lost, gone, 10 * outage, nil}, ""},
+		"ends with its container":  {true, []any{nil, lost, outage / 2, gone, 10 * outage}, ""},
+		"gone and back":            {false, []any{nil, gone, nil, 10 * outage}, ""},
+		"lost, then gone and back": {false, []any{nil, refused, outage, gone, outage, refused, 10 * outage, nil}, said + "p: connected again\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var out output
-			c := Connections{Out: &out, All: tt.all}
-			for _, err := range tt.events {
-				c.Changed("p", err)
-			}
-			if d := cmp.Diff(tt.want, out.String()); d != "" {
-				t.Error(d)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				var out output
+				c := Connections{Out: &out, All: tt.all}
+				for _, e := range tt.events {
+					switch e := e.(type) {
+					case time.Duration:
+						time.Sleep(e)
+						synctest.Wait()
+					case error:
+						c.Changed("p", e)
+					default:
+						c.Changed("p", nil)
+					}
+				}
+				if d := cmp.Diff(tt.want, out.String()); d != "" {
+					t.Error(d)
+				}
+			})
 		})
+	}
+	var c Connections
+	for i := range 2 * maxConnections {
+		c.Changed(fmt.Sprint(i), nil)
+	}
+	if len(c.hubs) > maxConnections {
+		t.Errorf("%d are remembered", len(c.hubs))
 	}
 }

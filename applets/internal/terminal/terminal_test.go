@@ -208,7 +208,7 @@ No pending request [2]
 Shield up: demo  Outbound firewall restored.
 [3] BLOCKED  Blocked: 192.0.2.9:22  Container: demo; Protocol: TCP
 [3] WITHDRAWN  Blocked: 192.0.2.9:22  (the container has exited)
-Container stopped: 0123456789ab  Reason: poststop
+Container stopped: demo  Reason: poststop
 Container started: x
 `},
 		"commands": {Config{}, `
