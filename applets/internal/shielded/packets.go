@@ -177,8 +177,18 @@ func packetsOf(ctx context.Context, req control.Request, visit func(control.Pack
 		}
 		return err
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		conn.Close()
+	})
+	defer func() { // whoever comes next finds nobody reading
+		if stop() {
+			conn.Close()
+		} else {
+			<-closed
+		}
+	}()
 	var lost uint64
 	for err == nil {
 		receiveErr := conn.Receive(func(p nflog.Packet) {
