@@ -19,6 +19,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/applets/nflogreader"
 	"github.com/terok-ai/terok-box/applets/nfthook"
+	"github.com/terok-ai/terok-box/applets/notify"
 	"github.com/terok-ai/terok-box/applets/readerhook"
 	"github.com/terok-ai/terok-box/applets/shield"
 	"github.com/terok-ai/terok-box/applets/supervisor"
@@ -45,7 +46,7 @@ func table() []applet {
 		{name: hub.Name, alias: []string{"terok-clearance-hub"}, about: "passes blocked packets to whoever can answer", run: runHub},
 		{name: verdict.Name, about: "carries out the answers", run: verdict.Run},
 		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run},
-		{name: "terok-clearance-notify", about: "desktop notifications with Allow and Deny", run: absent("terok-clearance-notify")},
+		{name: notify.Name, about: "desktop notifications with Allow and Deny", run: notify.Run},
 		{name: shielded.InsideName, private: true, run: shield.RunInside},
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
 		{name: nflogreader.Name, private: true, run: nflogreader.Run},
@@ -53,20 +54,17 @@ func table() []applet {
 	}
 }
 
-// runHub is clearance-hub, of which a verb of old is the other program.
+// runHub is clearance-hub, of which two verbs of old are other programs.
 func runHub(env *cmdenv.Env, args []string) int {
-	if len(args) > 0 && args[0] == "serve-verdict" {
-		return verdict.Run(env, append([]string{"serve"}, args[1:]...))
+	if len(args) > 0 {
+		switch args[0] {
+		case "serve-verdict":
+			return verdict.Run(env, append([]string{"serve"}, args[1:]...))
+		case "notify":
+			return notify.RunVerb(env, args[1:])
+		}
 	}
 	return hub.Run(env, args)
-}
-
-// absent stands for a program of the six names that this build does not have.
-func absent(name string) func(*cmdenv.Env, []string) int {
-	return func(env *cmdenv.Env, _ []string) int {
-		fmt.Fprintf(env.Stderr, "%s: not in this build\n", name)
-		return cmdenv.ExitUnavailable
-	}
 }
 
 // Main runs the program that argv[0] names and returns its exit code. Called

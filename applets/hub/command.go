@@ -24,6 +24,9 @@ const description = `Questions about connections that a container's firewall blo
 Containers started under terok-shield have a hub each, and need none of these services. One for all
 containers of a user is for programs that start containers themselves.
 
+Two more verbs are programs of their own: serve-verdict is clearance-verdict, notify is
+terok-clearance-notify.
+
 Exit codes: 0 done, 1 not done, 2 wrong command line, 130 interrupted.
 `
 

@@ -241,8 +241,12 @@ func (b *bus) announce() {
 }
 
 func (b *bus) available() {
-	if b.in && b.desktop.Available != nil {
-		b.desktop.post(b.desktop.Available)
+	d := b.desktop
+	d.mu.Lock()
+	f := d.available
+	d.mu.Unlock()
+	if b.in && f != nil {
+		d.post(f)
 	}
 }
 

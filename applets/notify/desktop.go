@@ -39,11 +39,8 @@ type Config struct {
 	// another one has it, nothing is shown, and Taken is called.
 	Name  string
 	Taken func()
-	// Available is called when popups can be seen that could not before: there
-	// is a desktop, or another one.
-	Available func()
-	Vars      map[string]string // environment variables; nil: the process's own
-	Log       *slog.Logger
+	Vars  map[string]string // environment variables; nil: the process's own
+	Log   *slog.Logger
 }
 
 // Desktop is a notifier that shows popups on the desktop of the session, if
@@ -68,9 +65,10 @@ type Desktop struct {
 
 	portalIDs atomic.Uint32
 
-	mu    sync.Mutex
-	bus   *bus              // nil: there is none
-	stale map[uint32]string // popups of a lost connection, with who shows them
+	mu        sync.Mutex
+	bus       *bus              // nil: there is none
+	stale     map[uint32]string // popups of a lost connection, with who shows them
+	available func()
 }
 
 // New is a notifier for the desktop of the session. It never fails: where there
@@ -112,6 +110,18 @@ func (d *Desktop) Close(ctx context.Context, id uint32) error {
 		return err
 	}
 	return b.close(id)
+}
+
+// OnAvailable has f called when popups can be seen that could not before: there
+// is a desktop, or another one. It replaces the function of an earlier call.
+func (d *Desktop) OnAvailable(f func()) {
+	d.mu.Lock()
+	d.available = f
+	b := d.bus
+	d.mu.Unlock()
+	if b != nil {
+		b.announce()
+	}
 }
 
 // Disconnect ends the notifier. No function of a popup is called any more.

@@ -360,7 +360,8 @@ func TestDesktopReturns(t *testing.T) {
 	b := startBus(t)
 	d := b.show(notificationsName, usual...)
 	back := make(chan string, 100)
-	n := b.open(Config{Available: func() { back <- "" }})
+	n := b.open(Config{})
+	n.OnAvailable(func() { back <- "" })
 	p, what := heard(Popup{Summary: "a"})
 	mustShow(t, n, p)
 	receive(t, "available", back)
@@ -400,7 +401,8 @@ func TestBusReturns(t *testing.T) {
 	b := newDaemon(t)
 	back := make(chan string, 100)
 	began := time.Now()
-	n := b.open(Config{Available: func() { back <- "" }})
+	n := b.open(Config{})
+	n.OnAvailable(func() { back <- "" })
 	if id, err := n.Notify(t.Context(), Popup{}); id != 0 || err != nil {
 		t.Errorf("id %d, %v", id, err)
 	}

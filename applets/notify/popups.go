@@ -304,7 +304,7 @@ func (p *Popups) Observe(ctx context.Context, l subscriber.Lifecycle) {
 }
 
 // Available says that the notifier may have somebody to show popups to, as
-// Config.Available does.
+// Desktop.OnAvailable does.
 func (p *Popups) Available() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

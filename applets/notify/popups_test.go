@@ -259,7 +259,7 @@ func TestAnsweredElsewhere(t *testing.T) {
 		x.hub().Event(clearance.Event{Type: clearance.VerdictApplied, Container: short, RequestID: short + ":1", Action: "allow", OK: true})
 		x.check("replace 1 Allowed: 198.51.100.1 | " + box)
 		x.event(event.ContainerExited)
-		x.check("close 2", "show 3 Container stopped: "+short+" | ")
+		x.check("close 2", "show 3 Container stopped: box | ")
 		if d := cmp.Diff([]uint32{1, 3}, x.ids()); d != "" { // notices go by themselves
 			x.Error(d)
 		}
@@ -407,7 +407,7 @@ func TestNobody(t *testing.T) {
 		slices.Sort(log)
 		x.board.log = log
 		x.check("Blocked: 198.51.100.2:443 | "+box+" | Protocol: TCP [Allow] [Deny]",
-			"Shield down: "+short+" | Outbound firewall bypassed — allowlist is not enforced.")
+			"Shield down: box | Outbound firewall bypassed — allowlist is not enforced.")
 	})
 }
 

@@ -24,7 +24,6 @@ const (
 
 var (
 	errAnswer  = errors.New("the desktop gives an impossible answer")
-	errGone    = errors.New("the desktop has ended")
 	errTooMany = errors.New("there are too many popups")
 )
 
@@ -191,7 +190,8 @@ func (s *service) answered(c *dbus.Call, p Popup, old uint32, owner string) (uin
 		return 0, fmt.Errorf("show a popup: %w", err)
 	}
 	if s.owner != owner { // who showed it is gone
-		return 0, errGone
+		s.closed(p, Vanished)
+		return id, nil
 	}
 	if old != 0 && old != id {
 		delete(s.popups, old)

@@ -62,6 +62,10 @@ type WatchConfig struct {
 // ctx ends, which is no error.
 func Watch(ctx context.Context, c WatchConfig) error {
 	p := NewPopups(c.PopupsConfig)
+	if n, ok := c.Notifier.(interface{ OnAvailable(func()) }); ok {
+		n.OnAvailable(p.Available)
+		defer n.OnAvailable(func() {})
+	}
 	sub := NewSubscriber(SubscriberConfig{Notifier: p, Categories: c.Categories, Log: p.Log})
 	defer sub.Close()
 	ctx, cancel := context.WithCancel(ctx)

@@ -22,9 +22,8 @@ import (
 // Exit codes, stable for scripts.
 const (
 	ExitOK          = 0
-	ExitFailure     = 1  // the thing asked for did not happen; the firewall is as it was, or closed
-	ExitUsage       = 2  // the command line is wrong
-	ExitUnavailable = 69 // EX_UNAVAILABLE of sysexits.h: not in this build
+	ExitFailure     = 1 // the thing asked for did not happen; the firewall is as it was, or closed
+	ExitUsage       = 2 // the command line is wrong
 	ExitInterrupted = 130
 )
 

@@ -66,7 +66,6 @@ func TestFail(t *testing.T) {
 		"wrapped usage":     {fmt.Errorf("verb: %w", Usagef("no")), 2, "p: verb: no\n"},
 		"fixed code":        {&Exit{Code: 126, Err: plain}, 126, "p: it is so\n"},
 		"silent":            {&Exit{Code: 3}, 3, ""},
-		"absent":            {&Exit{Code: ExitUnavailable, Err: plain}, 69, "p: it is so\n"},
 		"interrupted":       {fmt.Errorf("wait: %w", context.Canceled), 130, "p: wait: context canceled\n"},
 		"deadline":          {context.DeadlineExceeded, 1, "p: context deadline exceeded\n"},
 		"joined":            {errors.Join(plain, Usagef("b")), 2, "p: it is so; b\n"},
