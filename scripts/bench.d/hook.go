@@ -90,6 +90,11 @@ func (p prepared) state(pid int) ([]byte, error) {
 // timed runs a command from exec to exit. Its input and output are files: a
 // pipe would add the time in which this process serves it.
 func timed(dir string, stdin []byte, argv ...string) (time.Duration, error) {
+	return timedIn(dir, nil, stdin, argv...)
+}
+
+// timedIn is timed with an environment; nil is this process's.
+func timedIn(dir string, env []string, stdin []byte, argv ...string) (time.Duration, error) {
 	in, out := filepath.Join(dir, "stdin"), filepath.Join(dir, "output")
 	if err := os.WriteFile(in, stdin, 0o600); err != nil {
 		return 0, err
@@ -105,6 +110,7 @@ func timed(dir string, stdin []byte, argv ...string) (time.Duration, error) {
 	}
 	defer w.Close()
 	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = r, w, w
 	start := time.Now()
 	err = cmd.Run()
