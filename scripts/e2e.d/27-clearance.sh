@@ -209,8 +209,6 @@ test_forwarded_hub() {
   enter remote "a $(number remote 203.0.113.31)"
   says remote 'Allowed: 203.0.113.31'
   expect_passes c tcp 203.0.113.31
-  root pkill -f "^socat UNIX-LISTEN:$user_home/e2e.sock" || true
-  user rm -f "$user_home/e2e.sock"
 }
 
 # ---- states
@@ -310,6 +308,8 @@ TEXT
 
 teardown() {
   local name fd
+  root pkill -f "^socat UNIX-LISTEN:$user_home/e2e.sock" || true
+  user rm -f "$user_home/e2e.sock"
   for name in "${!typing[@]}"; do
     fd=${typing[$name]}
     exec {fd}>&-
