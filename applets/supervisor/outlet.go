@@ -156,7 +156,7 @@ func (o *outlet) serve(ctx context.Context, begun func()) error {
 	o.save.Unlock()
 	h, err := hub.New(hub.Config{
 		Container: o.w.spec.Short(), Aliases: []string{o.w.spec.ID, o.w.spec.Container},
-		Verdict: o.w.verdicts.Apply, Save: o.keep, Restore: restore, Log: o.w.log,
+		Verdict: o.apply, Save: o.keep, Restore: restore, Log: o.w.log,
 	})
 	if err != nil {
 		return errors.Join(err, events.Close(), clients.Close())
@@ -192,6 +192,14 @@ func (o *outlet) serve(ctx context.Context, begun func()) error {
 	}
 	cancel(nil)
 	return err
+}
+
+// apply carries out an answer, after which there is room for another question.
+func (o *outlet) apply(ctx context.Context, container, dest, action string) (ok bool, stderr string) {
+	if ok, stderr = o.w.verdicts.Apply(ctx, container, dest, action); ok {
+		o.w.reader.Answered()
+	}
+	return ok, stderr
 }
 
 // lookOn passes events on to somebody else's hub until that is gone.

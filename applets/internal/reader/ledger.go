@@ -6,20 +6,21 @@ import (
 	"time"
 )
 
-// How much is told about one container, whatever it does. The numbers of
-// questions are what a person can bear; those of lines are the resolver's.
+// How much is told about one container, whatever it does. Questions that
+// nobody has answered are as many as a person can still look through; those of
+// lines are the resolver's.
 const (
 	// window is from one question about a destination to the next, and from
 	// one line of the audit log about it to the next.
 	window = 30 * time.Second
 
-	askBurst  = 20 // questions at once…
-	askRate   = 2  // …and a second from then on
+	askBurst  = 200 // questions without an answer at once…
+	askRate   = 2   // …and a second from then on
 	lineBurst = 50 // lines of the audit log at once…
 	lineRate  = 1  // …and a second from then on
 	// A name is looked up for one packet, not for all that follow each other
 	// to the same address.
-	lookupBurst = 64
+	lookupBurst = 256
 	lookupRate  = 32
 
 	// maxKeys is how many destinations are remembered. Within a window there
@@ -182,3 +183,6 @@ func (b *bucket) take(now time.Time) bool {
 	b.tokens--
 	return true
 }
+
+// give takes one back.
+func (b *bucket) give() { b.tokens = min(b.tokens+1, b.burst) }

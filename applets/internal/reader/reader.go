@@ -36,7 +36,7 @@ import (
 )
 
 const (
-	queueSize = 64 // of each of the queues
+	queueSize = 256 // of each of the queues
 	// drainTimeout is what the end of Run gets to bring out what is known.
 	drainTimeout = 500 * time.Millisecond
 	// exitTimeout is what Exit takes at most.
@@ -221,6 +221,13 @@ func (r *Reader) Exit(reason string) error {
 	case <-time.After(exitTimeout):
 		return fmt.Errorf("the end of container %s: not delivered within %v", r.Container, exitTimeout)
 	}
+}
+
+// Answered makes room for another question: a person has answered one.
+func (r *Reader) Answered() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ledger.buckets[people].give()
 }
 
 // Status is how things are.

@@ -359,7 +359,7 @@ func TestSlowHub(t *testing.T) {
 		d.sees("container_started")
 		release := make(chan struct{})
 		d.hub.set(nil, release)
-		const n = 200
+		const n = queueSize + 200
 		for i := range n {
 			d.blockedTCP(number(i), 443)
 			time.Sleep(time.Second)
