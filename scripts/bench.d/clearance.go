@@ -132,6 +132,10 @@ func (g *guarded) desk() (*desk, error) {
 	d := &desk{events: make(chan arrival, 4096), cancel: cancel}
 	path := clearance.SocketPath(g.runtime, g.short)
 	listen, err := clearance.Dial(ctx, path)
+	for end := time.Now().Add(patience); err != nil && time.Now().Before(end); { // the hook does not wait for it
+		time.Sleep(time.Millisecond)
+		listen, err = clearance.Dial(ctx, path)
+	}
 	if err == nil {
 		d.answers, err = clearance.Dial(ctx, path)
 	}
@@ -572,6 +576,11 @@ table inet terok_shield {
 	if _, err := output(table, g.in("nft", "-f", "-")...); err != nil {
 		return nil, err
 	}
+	d, err := g.desk() // which waits for it
+	if err != nil {
+		return nil, err
+	}
+	d.cancel()
 	client, err := g.supervisor()
 	if err != nil {
 		return nil, err
@@ -645,6 +654,11 @@ func benchCrowd(open func(...string) (*guarded, error), _ string) (rows []row, e
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, g.close()) }()
+	d, err := g.desk() // which waits for it
+	if err != nil {
+		return nil, err
+	}
+	d.cancel()
 	path := clearance.SocketPath(g.runtime, g.short)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
