@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/alecthomas/kong"
 
@@ -35,6 +36,7 @@ type grammar struct {
 	Serve serveCmd `cmd:"" help:"Pass blocked connections on to whoever can answer, until told to end; clearance-verdict carries the answers out."`
 
 	Clearance clearanceCmd `cmd:"" help:"Ask on this terminal about what the containers of this user are refused."`
+	Units     unitsCmd     `cmd:"" help:"Write systemd units that start this service, and clearance-verdict, when they are needed."`
 }
 
 // app is what every verb works with.
@@ -84,6 +86,9 @@ func parse(parser *kong.Kong, args []string) (cmd *kong.Context, err error) {
 	return parser.Parse(args)
 }
 
+// pendingFile is in the directory of the user's sockets.
+const pendingFile = "terok-clearance.pending.json"
+
 type serveCmd struct{}
 
 // Run serves all containers of the user.
@@ -100,7 +105,8 @@ func (serveCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		h, err := New(Config{Verdict: remote(verdict.UserSocketPath(dir)), Log: log})
+		m := memory{path: filepath.Join(dir, pendingFile), log: log}
+		h, err := New(Config{Verdict: remote(verdict.UserSocketPath(dir)), Restore: m.load(), Save: m.save, Log: log})
 		if err != nil {
 			return errors.Join(err, sockets[0].Close(), sockets[1].Close())
 		}

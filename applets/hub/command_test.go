@@ -3,16 +3,20 @@ package hub
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/resources"
+	"github.com/terok-ai/terok-box/wire/clearance"
 	"github.com/terok-ai/terok-box/wire/varlink"
 	"github.com/terok-ai/terok-box/wire/verdict"
 )
@@ -186,5 +190,52 @@ func TestRemoteNonsense(t *testing.T) {
 	defer l.Close()
 	if ok, stderr := h.config.Verdict(ctx, "c", "203.0.113.9", "allow"); ok || stderr != context.DeadlineExceeded.Error() {
 		t.Errorf("%v, %q", ok, stderr)
+	}
+}
+
+// What is asked outlives the service, and what lies in the file's place harms
+// nobody.
+func TestMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), pendingFile)
+	log := new(syncBuffer)
+	m := memory{path: path, log: slog.New(slog.NewTextHandler(log, nil))}
+	if got := m.load(); got != nil || log.String() != "" {
+		t.Errorf("%q; log %s", got, log)
+	}
+	h := newHub(t, func(c *Config) { c.Save = m.save })
+	e := block("c", 1, "203.0.113.9", "")
+	ingest(t, h, e)
+	until(t, func() bool { return m.load() != nil }) // while it runs
+	h.Close()
+	if st, err := os.Lstat(path); err != nil || st.Mode() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	diff(t, []clearance.Event{asked(e)}, newHub(t, func(c *Config) { c.Restore = m.load() }).Pending())
+	for name, make := range map[string]func() error{
+		"a link":    func() error { return os.Symlink("/etc/passwd", path) },
+		"a pipe":    func() error { return syscall.Mkfifo(path, 0o600) },
+		"directory": func() error { return os.Mkdir(path, 0o700) },
+	} {
+		if err := errors.Join(os.RemoveAll(path), make()); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.load(); len(got) > 0 {
+			t.Errorf("%s: %q", name, got)
+		}
+		before := strings.Count(log.String(), "will not outlive")
+		m.save([]byte("{}"))
+		m.save([]byte("{}"))
+		if strings.Count(log.String(), "will not outlive") > before+1 {
+			t.Errorf("%s: log:\n%s", name, log)
+		}
+		if st, err := os.Lstat(path); err != nil || st.Mode().IsRegular() {
+			t.Errorf("%s was replaced", name)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if m.save([]byte("{}")); string(m.load()) != "{}" {
+		t.Error("not saved")
 	}
 }

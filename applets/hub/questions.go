@@ -153,6 +153,12 @@ func (s *questions) expire(now time.Time) (any bool) {
 	return any
 }
 
+// isNewest reports whether an event is the newest question about its target.
+func (s *questions) isNewest(e *clearance.Event) bool {
+	q := s.newest[target{e.Container, e.Target()}]
+	return q != nil && q.event == e
+}
+
 // newestEvents are the events of the newest question of each target.
 func (s *questions) newestEvents() []*clearance.Event {
 	out := make([]*clearance.Event, 0, len(s.newest))

@@ -140,6 +140,59 @@ func TestStalledSubscriber(t *testing.T) {
 	}
 }
 
+// Who misses questions because he is slow is told of those that are still open
+// when he has caught up, once.
+func TestMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, err := New(Config{Verdict: yes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		const events = queueDepth + 10
+		gate := make(chan struct{})
+		var got []int
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- h.Subscribe(ctx, func(e clearance.Event) error {
+				<-gate
+				got = append(got, int(e.Port))
+				return nil
+			})
+		}()
+		synctest.Wait()
+		ask := func(n int, dest string) {
+			e := block("c", n, dest, "")
+			e.Port = int64(n)
+			ingest(t, h, e)
+			synctest.Wait()
+		}
+		for n := range events { // of which the first is being told, and the next nine are lost
+			ask(n, fmt.Sprintf("203.0.113.%d", n))
+		}
+		answer := clearance.Request{Container: "c", RequestID: "c:2", Dest: "203.0.113.2", Action: clearance.Allow}
+		if err := h.Verdict(t.Context(), answer); err != nil { // loses the tenth
+			t.Fatal(err)
+		}
+		ask(events, "203.0.113.3") // a later one stands for it; loses the eleventh
+		close(gate)
+		synctest.Wait()
+		want := []int{0}
+		for n := 12; n < events; n++ {
+			want = append(want, n)
+		}
+		want = append(want, 0, events, 1, 4, 5, 6, 7, 8, 9, 10, 11) // 0 is the verdict's
+		diff(t, want, got)
+		ask(events+1, "203.0.113.3")
+		diff(t, append(want, events+1), got)
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}
+
 // The depth of a queue, exactly.
 func TestQueue(t *testing.T) {
 	for _, pushed := range []int{0, 1, queueDepth, queueDepth + 1, 3*queueDepth + 5} {

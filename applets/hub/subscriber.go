@@ -2,9 +2,11 @@ package hub
 
 import (
 	"context"
+	"maps"
 	"sync"
 
 	"github.com/terok-ai/terok-box/wire/clearance"
+	"github.com/terok-ai/terok-box/wire/event"
 )
 
 // queueDepth is how many events wait for a subscriber. Of more, the oldest
@@ -14,7 +16,8 @@ const queueDepth = 128
 // subscriber is somebody who is told of events, and those he was not told of
 // yet.
 type subscriber struct {
-	wake chan struct{} // holds one element if there is something in the queue
+	wake chan struct{}                 // holds one element if there is something in the queue
+	lost map[*clearance.Event]struct{} // questions that he missed; guarded by the hub's lock
 
 	mu    sync.Mutex
 	taken bool // the last one that was popped is being told
@@ -23,10 +26,12 @@ type subscriber struct {
 	n     int
 }
 
-// push adds an event and never waits.
-func (s *subscriber) push(e *clearance.Event) {
+// push adds an event and never waits. It returns the one that is lost for it;
+// nil if none is.
+func (s *subscriber) push(e *clearance.Event) (lost *clearance.Event) {
 	s.mu.Lock()
 	if s.n == queueDepth {
+		lost = s.queue[s.first]
 		s.first = (s.first + 1) % queueDepth
 		s.n--
 	}
@@ -34,6 +39,7 @@ func (s *subscriber) push(e *clearance.Event) {
 	s.n++
 	s.mu.Unlock()
 	signal(s.wake)
+	return lost
 }
 
 // pop takes the oldest event; nil if there is none.
@@ -68,10 +74,11 @@ func signal(c chan struct{}) {
 
 // Subscribe calls f with the questions that are open, and with every event
 // from then on, until f fails or ctx or the hub ends, and returns why. Who
-// is slow misses events: the oldest of those that wait. f must not change
-// them.
+// is slow misses events: the oldest of those that wait. If questions were among
+// them he is told of those that are still open when he has come to the end of
+// the rest. f must not change what it is called with.
 func (h *Hub) Subscribe(ctx context.Context, f func(clearance.Event) error) error {
-	s := &subscriber{wake: make(chan struct{}, 1)}
+	s := &subscriber{wake: make(chan struct{}, 1), lost: make(map[*clearance.Event]struct{})}
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
@@ -92,6 +99,11 @@ func (h *Hub) Subscribe(ctx context.Context, f func(clearance.Event) error) erro
 			e, pending = pending[0], pending[1:]
 		} else {
 			e = s.pop()
+			if e == nil {
+				if pending = h.missed(s); len(pending) > 0 {
+					continue
+				}
+			}
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -116,6 +128,37 @@ func (h *Hub) Subscribe(ctx context.Context, f func(clearance.Event) error) erro
 // lock, so that all get events in the same order.
 func (h *Hub) fanOut(e *clearance.Event) {
 	for s := range h.subs {
-		s.push(e)
+		lost := s.push(e)
+		if lost == nil || lost.Type != event.Blocked {
+			continue
+		}
+		s.lost[lost] = struct{}{}
+		if len(s.lost) > 2*maxQuestions {
+			maps.DeleteFunc(s.lost, func(e *clearance.Event, _ struct{}) bool { return !h.open.isNewest(e) })
+		}
 	}
+}
+
+// missed are the questions that are open and that a subscriber was not told
+// of. It has no effect on one for whom events wait.
+func (h *Hub) missed(s *subscriber) (events []*clearance.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(s.lost) == 0 || s.waits() {
+		return nil
+	}
+	for _, e := range h.pending() {
+		if _, ok := s.lost[e]; ok {
+			events = append(events, e)
+		}
+	}
+	clear(s.lost)
+	return events
+}
+
+// waits reports whether there is something in the queue.
+func (s *subscriber) waits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.n > 0
 }
