@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/subscriber"
@@ -229,7 +230,12 @@ func (t *Terminal) write(b []byte) {
 
 // echo is what somebody typed, as it is repeated to them.
 func echo(s string) string {
-	r := []rune(s)
+	r := []rune(strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) { // nothing that cannot be seen either
+			return '?'
+		}
+		return r
+	}, s))
 	if len(r) > maxEcho {
 		r = append(r[:maxEcho-3], '.', '.', '.')
 	}
