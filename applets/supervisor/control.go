@@ -74,6 +74,7 @@ func (s service) Perform(ctx context.Context, req control.Request) control.Respo
 
 // perform fills in which container is meant.
 func (w *worker) perform(ctx context.Context, req control.Request) control.Response {
+	w.activity.Add(1)
 	alive := w.home.Living(nil)
 	if len(alive) == 0 {
 		return control.Response{Error: "the container has ended"}

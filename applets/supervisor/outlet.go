@@ -115,6 +115,7 @@ func (o *outlet) write() {
 
 // emit passes an event on.
 func (o *outlet) emit(e event.Event) error {
+	o.w.activity.Add(1)
 	if e.Type == event.ContainerStarted && o.w.spec.Restarts > 0 {
 		return nil // it was this process that started again
 	}

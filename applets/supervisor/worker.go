@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
@@ -36,8 +37,12 @@ const (
 // say so.
 const toldTimeout = time.Second
 
-// startTimeout is when all of the process has begun its work.
-const startTimeout = time.Second
+const (
+	// startTimeout is when all of the process has begun its work.
+	startTimeout = time.Second
+	// quietTimeout is when it has nothing to do, as far as can be seen.
+	quietTimeout = 10 * time.Second
+)
 
 // worker is one life of the process that does the work.
 type worker struct {
@@ -56,6 +61,7 @@ type worker struct {
 	cancel context.CancelFunc
 	parts  sync.WaitGroup
 
+	activity atomic.Uint64 // counts requests, answers and questions
 	verdicts wireverdict.Service
 	watchers watchers
 	outlet   *outlet
@@ -135,13 +141,23 @@ func (w *worker) Start(_ context.Context, wait func() error, _ func(error)) (err
 	return nil
 }
 
-// settle lets go of what only the start has needed, once that is over.
+// settle lets go of what only the start has needed, once that is over, and of
+// what was needed for a while, once nothing happens any more.
 func (w *worker) settle() {
-	select {
-	case <-w.ctx.Done():
-	case <-time.After(startTimeout):
-		debug.FreeOSMemory()
-		child.Trim()
+	var before, trimmed uint64 // activity at the last look, and at the last time
+	for pause := startTimeout; ; pause = quietTimeout {
+		select {
+		case <-w.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		now := w.activity.Load() + w.reader.Status().Packets
+		if now != trimmed && (now == before || pause == startTimeout) {
+			debug.FreeOSMemory()
+			child.Trim()
+			trimmed = now
+		}
+		before = now
 	}
 }
 
