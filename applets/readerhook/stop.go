@@ -19,9 +19,13 @@ import (
 	"github.com/terok-ai/terok-box/wire/varlink"
 )
 
-// lockTimeout is how long the end of a container waits for others in its
-// network. Processes end by themselves with the last container.
-const lockTimeout = 5 * time.Second
+const (
+	// lockTimeout is how long the end of a container waits for others in its
+	// network. Processes end by themselves with the last container.
+	lockTimeout = 5 * time.Second
+	// dyingTimeout is how long the kernel may take to end a killed process.
+	dyingTimeout = 2 * time.Second
+)
 
 // stop goes on whatever fails and says all of it. The last container in a
 // network ends the supervisor there.
@@ -97,7 +101,7 @@ func end(ctx context.Context, b *bundle.Bundle, all []control.Identity, places .
 			places = append(places, p)
 		}
 	}
-	errs = append(errs, forget(b, places...))
+	errs = append(errs, forget(ctx, b, places...))
 	for _, id := range all {
 		if id.StateDir == b.Path() {
 			continue
@@ -107,7 +111,7 @@ func end(ctx context.Context, b *bundle.Bundle, all []control.Identity, places .
 			continue
 		}
 		if err == nil {
-			err = errors.Join(forget(other, place{runtimeDir(id.Roster), id.ID}), other.Close())
+			err = errors.Join(forget(ctx, other, place{runtimeDir(id.Roster), id.ID}), other.Close())
 		}
 		errs = append(errs, err)
 	}
@@ -163,9 +167,9 @@ type place struct{ runtimeDir, short string }
 
 // forget removes the record and the sockets of a supervisor that has ended. It
 // may have been killed before it wrote down where these are.
-func forget(b *bundle.Bundle, places ...place) error {
+func forget(ctx context.Context, b *bundle.Bundle, places ...place) error {
 	s, err := b.Supervisor()
-	if err == nil && s.PID != 0 && s.Alive() {
+	if err == nil && s.PID != 0 && s.Alive() && !dying(ctx, b, s) {
 		return nil
 	}
 	if short := strings.TrimSuffix(filepath.Base(s.Control), ".sock"); s.Control != "" {
@@ -181,6 +185,26 @@ func forget(b *bundle.Bundle, places ...place) error {
 		}
 	}
 	return errors.Join(append(errs, b.RemoveSupervisor(), b.RemovePending())...)
+}
+
+// dying reports whether a supervisor has ended that still seemed to live: a
+// process that was killed has no arguments any more, but takes a moment.
+func dying(ctx context.Context, b *bundle.Bundle, s bundle.Supervisor) bool {
+	found, err := find(func(id control.Identity) bool { return id.StateDir == b.Path() })
+	if err != nil || len(found) > 0 {
+		return false
+	}
+	p, err := child.Open(s.PID, s.Start)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	ctx, cancel := context.WithTimeout(ctx, dyingTimeout)
+	defer cancel()
+	return p.Wait(ctx) == nil
 }
 
 // runtimeDir is the runtime directory that a roster is in; "" if there is none.

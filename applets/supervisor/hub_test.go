@@ -137,7 +137,7 @@ func TestOtherHub(t *testing.T) {
 			other.sees(c, `"198.51.100.10"`)
 			c.end()
 			c.stop()
-			other.sees(c, `"container_exited"`, `"poststop"`)
+			other.sees(c, `"container_exited"`, c.short())
 			other.l.Close()
 			if layout != "%.sock" {
 				os.Remove(filepath.Dir(path))
