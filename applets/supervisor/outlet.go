@@ -68,6 +68,9 @@ type kept struct {
 
 func newOutlet(w *worker) *outlet {
 	o := &outlet{w: w, gone: make(chan struct{}, 1), changed: make(chan struct{}), kept: kept{First: 1}}
+	if w.spec.Restarts == 0 { // what there may be is another life's
+		return o
+	}
 	data, err := w.bundle.Pending()
 	if err == nil && data != nil {
 		err = json.Unmarshal(data, &o.kept)

@@ -3,7 +3,6 @@ package control
 import (
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -106,10 +105,6 @@ func ParseArgs(args []string) (i Identity, ok bool) {
 	}
 	return Identity{common, more[0], n, t}, true
 }
-
-// ReadSpec reads what start.WriteSpec wrote. wait returns when the process may
-// go on.
-func ReadSpec(r io.Reader) (s Spec, wait func() error, err error) { return start.ReadSpec[Spec](r) }
 
 // Check refuses what no process can have been started for.
 func (s Spec) Check() error {

@@ -38,7 +38,7 @@ func TestSpec(t *testing.T) {
 			if err := start.WriteSpec(&b, s); err != nil {
 				t.Fatal(err)
 			}
-			got, _, err := ReadSpec(&b)
+			got, _, err := start.ReadSpec[Spec](&b)
 			if (err == nil) != tt.ok {
 				t.Errorf("%v", err)
 			}

@@ -2,7 +2,6 @@ package names
 
 import (
 	"errors"
-	"io"
 
 	"github.com/terok-ai/terok-box/wire/start"
 )
@@ -38,10 +37,6 @@ func ParseArgs(args []string) (start.Identity, bool) {
 	}
 	return id, true
 }
-
-// ReadSpec reads what start.WriteSpec wrote. wait returns when the process may
-// go on.
-func ReadSpec(r io.Reader) (s Spec, wait func() error, err error) { return start.ReadSpec[Spec](r) }
 
 // Check refuses what no process can have been started for.
 func (s Spec) Check() error {

@@ -28,7 +28,7 @@ func TestSpec(t *testing.T) {
 		"nonsense":      {"x", "unexpected byte 0x78"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, wait, err := ReadSpec(io.MultiReader(bytes.NewReader(told), strings.NewReader(tt.more)))
+			got, wait, err := start.ReadSpec[Spec](io.MultiReader(bytes.NewReader(told), strings.NewReader(tt.more)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -61,13 +61,13 @@ func TestBadSpec(t *testing.T) {
 			if err := start.WriteSpec(&b, s); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := ReadSpec(&b); err == nil {
+			if _, _, err := start.ReadSpec[Spec](&b); err == nil {
 				t.Error("accepted")
 			}
 		})
 	}
 	for _, text := range []string{"", "{}", "{}\n", "[]\n", strings.Repeat("x", 2*start.MaxSpec)} {
-		if _, _, err := ReadSpec(strings.NewReader(text)); err == nil {
+		if _, _, err := start.ReadSpec[Spec](strings.NewReader(text)); err == nil {
 			t.Errorf("accepted %.10q", text)
 		}
 	}

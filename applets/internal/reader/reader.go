@@ -64,8 +64,8 @@ type Config struct {
 	First  uint64 // number of the first question; 0: 1
 	// Conn gets the packets already; nil: one is opened. It is the Reader's.
 	Conn *nflog.Conn
-	// Sole has New fail with nflog.ErrBusy if another process reads the
-	// packets, instead of asking about names until that one has ended.
+	// Sole has New fail if packets cannot be read, as with nflog.ErrBusy where
+	// another process reads them. Else names are asked about until they can.
 	Sole bool
 }
 
@@ -130,13 +130,14 @@ func New(c Config) (*Reader, error) {
 		r.conn = c.Conn
 		return r, nil
 	}
-	switch err := r.open(); {
-	case err == nil:
-	case errors.Is(err, nflog.ErrBusy) && !c.Sole:
-		r.next += besides
+	if err := r.open(); err != nil {
+		if c.Sole {
+			return nil, err
+		}
+		if errors.Is(err, nflog.ErrBusy) {
+			r.next += besides
+		}
 		r.report(partPackets, err)
-	default:
-		return nil, err
 	}
 	return r, nil
 }
