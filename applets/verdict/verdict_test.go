@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -222,9 +223,9 @@ func TestAccepted(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})
-		heed := true
+		var heedless atomic.Bool
 		s := Service(func(ctx context.Context, _, _, _ string) (string, error) {
-			if heed {
+			if !heedless.Load() {
 				<-ctx.Done()
 				return "", fmt.Errorf("look up: %w", ctx.Err())
 			}
@@ -237,7 +238,7 @@ func TestTimeout(t *testing.T) {
 			if ok || stderr != "timed out after 10.0s" || time.Since(began) != 10*time.Second {
 				t.Fatalf("%d: %v, %q after %v", i, ok, stderr, time.Since(began))
 			}
-			heed = false
+			heedless.Store(true)
 		}
 		if ok, stderr := s.Apply(t.Context(), "demo", "203.0.113.9", "allow"); ok || !strings.Contains(stderr, "too much") {
 			t.Errorf("%v, %q", ok, stderr)
