@@ -16,8 +16,8 @@ const (
 
 	askBurst  = 200 // questions without an answer at once…
 	askRate   = 2   // …and a second from then on
-	lineBurst = 50 // lines of the audit log at once…
-	lineRate  = 1  // …and a second from then on
+	lineBurst = 50  // lines of the audit log at once…
+	lineRate  = 1   // …and a second from then on
 	// A name is looked up for one packet, not for all that follow each other
 	// to the same address.
 	lookupBurst = 256
