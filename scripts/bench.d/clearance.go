@@ -36,7 +36,7 @@ const (
 	flushes     = 5 // of the kernel's own, a second each
 	floodTime   = 10 * time.Second
 	floodRate   = 100_000 // packets a second
-	listeners       = 64      // subscribers, one of which does not read
+	listeners   = 64      // subscribers, one of which does not read
 	crowdEvents = 1000
 	containers  = 50
 	settle      = 3 * time.Second // until processes have given back what their start took
