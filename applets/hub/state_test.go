@@ -144,7 +144,7 @@ func TestSaveTimes(t *testing.T) {
 		ingest(t, h, block("c", 1, "203.0.113.9", ""))
 		time.Sleep(50*time.Millisecond - 1)
 		saved(0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		saved(1)
 		for n := range 1000 {
 			ingest(t, h, block("c", n, fmt.Sprintf("2001:db8::%x", n), ""))

@@ -65,7 +65,7 @@ func serveTwo(env *cmdenv.Env, dir string) int {
 // process is such a service.
 type process struct {
 	*exec.Cmd
-	out, errs bytes.Buffer
+	errs  bytes.Buffer
 	ready     chan bool
 }
 
