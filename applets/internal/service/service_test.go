@@ -66,7 +66,7 @@ func serveTwo(env *cmdenv.Env, dir string) int {
 type process struct {
 	*exec.Cmd
 	errs  bytes.Buffer
-	ready     chan bool
+	ready chan bool
 }
 
 func startTwo(t *testing.T, dir string, vars []string, files ...*os.File) *process {
