@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -197,9 +198,7 @@ func (c *container) state(stage string) []byte {
 		oci.KeyProfiles: "test", oci.KeyName: c.name, oci.KeyStateDir: c.dir, oci.KeyVersion: strconv.Itoa(bundle.Version),
 		oci.DossierPrefix + "task": c.name + "'s task",
 	}
-	for k, v := range c.more {
-		annotations[k] = v
-	}
+	maps.Copy(annotations, c.more)
 	state := map[string]any{"ociVersion": "1.0.2", "id": c.fullID(), "status": "created", "pid": c.pid, "annotations": annotations}
 	if stage == "poststop" {
 		state["status"] = "stopped"

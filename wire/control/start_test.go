@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -83,4 +84,29 @@ func TestSocketsOf(t *testing.T) {
 			t.Errorf("%q: %+v", tt.runtime, got)
 		}
 	}
+}
+
+// Whatever a spec that is accepted says, its sockets are where they belong and
+// its processes are recognised.
+func FuzzSpec(f *testing.F) {
+	var b bytes.Buffer
+	if err := start.WriteSpec(&b, spec); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes())
+	f.Add([]byte(`{"state_dir":"/x","id":"0123456789ab/../..","pid":1,"start":1,"netns":"1:2"}` + "\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, _, err := start.ReadSpec[Spec](bytes.NewReader(text))
+		if err != nil {
+			return
+		}
+		for _, path := range SocketsOf("/run/user/1000", s.StateDir, s.Short()).All() {
+			if dir := filepath.Dir(filepath.Dir(path)); dir != "/run/user/1000/terok" || filepath.Clean(path) != path {
+				t.Errorf("socket %q", path)
+			}
+		}
+		if got, ok := ParseArgs(s.Args(start.Keeper)); !ok || got != s.Identity(start.Keeper) {
+			t.Errorf("%+v, %t, want %+v", got, ok, s.Identity(start.Keeper))
+		}
+	})
 }
