@@ -5,7 +5,8 @@ import (
 )
 
 type setupCmd struct {
-	JSON bool `name:"json" help:"Print a JSON object."`
+	Desktop bool `help:"Also have the questions of containers shown on the desktop from the next login on."`
+	JSON    bool `name:"json" help:"Print a JSON object."`
 }
 
 type uninstallCmd struct {
@@ -17,12 +18,24 @@ func (c setupCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if c.Desktop {
+		desktop, err := podman.InstallDesktop(a.env)
+		report.Written = append(report.Written, desktop.Written...)
+		report.Replaced = append(report.Replaced, desktop.Replaced...)
+		if err != nil {
+			return err
+		}
+	}
 	if c.JSON {
 		return a.printJSON(report)
 	}
 	a.printf("Installing hooks to %s...\n", report.Dir)
 	a.tell(report)
 	a.printf("Done. Global hooks installed.\n")
+	if c.Desktop {
+		a.printf("Questions are shown on the desktop from the next login on. With systemd, to have it now:\n" +
+			"  systemctl --user daemon-reload && systemctl --user start terok-clearance-notify\n")
+	}
 	return nil
 }
 

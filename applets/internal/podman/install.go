@@ -132,6 +132,11 @@ func install(s system, self string, roles []Role) (r Report, err error) {
 	if err := in.write(dropIn, conf, 0o644); err != nil {
 		return r, err
 	}
+	if in.hasDesktop() {
+		if err := in.writeDesktop(s); err != nil {
+			return r, err
+		}
+	}
 	err = in.sweep()
 	missing, confErr := notInForce(s, r.Dir)
 	for _, i := range missing {
@@ -385,7 +390,9 @@ func (in *installer) sweep() error {
 
 // ownPath bounds what a manifest can make us remove.
 func ownPath(dir, path string) bool {
-	return filepath.IsAbs(path) && filepath.Clean(path) == path && (filepath.Dir(path) == dir || filepath.Base(path) == dropInName)
+	name := filepath.Base(path)
+	return filepath.IsAbs(path) && filepath.Clean(path) == path &&
+		(filepath.Dir(path) == dir || name == dropInName || slices.Contains(desktopNames(), name))
 }
 
 func (in *installer) remove(path, sum string) error {
