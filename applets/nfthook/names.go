@@ -20,6 +20,7 @@ import (
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
 	"github.com/terok-ai/terok-box/wire/start"
+	"github.com/terok-ai/terok-box/wire/varlink"
 )
 
 const (
@@ -147,7 +148,7 @@ func (s *starting) kill() error {
 	}
 	s.proc.Kill()
 	_, err := s.proc.Wait()
-	return err
+	return errors.Join(err, varlink.RemoveDead(s.spec.Socket))
 }
 
 // endProcesses ends the processes that match, removes what they leave behind

@@ -194,7 +194,7 @@ passes_now() { [[ $(probe "$1" tcp "$2") == yes ]]; }
 
 # ---- over ssh: a socket that somebody forwards
 
-test_forwarded_hub() {
+op_forwarded_hub() {
   shield setup
   profile p allowed.test
   sleeper c p
