@@ -38,7 +38,8 @@ const (
 	// idleRetry is how long after a notifier had nobody to show something to it
 	// is tried again, if it does not say that there is somebody.
 	idleRetry = 30 * time.Second
-	// leaveTimeout is for taking questions away at the end.
+	// leaveTimeout is, at the end, for a popup that is being shown to become
+	// known, and then for taking questions away.
 	leaveTimeout = 2 * time.Second
 	// listKey is the action of a summary.
 	listKey = "list"
@@ -328,10 +329,14 @@ func (p *Popups) Run(ctx context.Context, s *Subscriber) {
 	p.mu.Lock()
 	p.sub = s
 	p.mu.Unlock()
+	// A popup whose id is not waited for could not be taken away.
+	showing, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(leaveTimeout, cancel) })()
 	for ctx.Err() == nil {
 		do, wait := p.next(time.Now())
 		if do != nil {
-			do(ctx)
+			do(showing)
 			continue
 		}
 		var timer <-chan time.Time

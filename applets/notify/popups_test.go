@@ -515,6 +515,44 @@ func TestLeave(t *testing.T) {
 	})
 }
 
+// A popup that the desktop is about to show at the end is taken away, too; one
+// that does not appear is not waited for.
+func TestLeaveWhileShowing(t *testing.T) {
+	for name, tt := range map[string]struct {
+		takes, want time.Duration
+	}{
+		"slow":    {leaveTimeout / 2, leaveTimeout / 2},
+		"hanging": {10 * leaveTimeout, leaveTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBoard()
+			synctest.Test(t, func(t *testing.T) {
+				stall := make(chan struct{})
+				b.stall = stall
+				p := NewPopups(PopupsConfig{Notifier: b})
+				sub := NewSubscriber(SubscriberConfig{Notifier: p, Categories: All, Log: p.Log})
+				defer sub.Close()
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() { defer close(done); p.Run(ctx, sub) }()
+				sub.Hub("hub", func(context.Context, clearance.Request) error { return nil }).Event(blocked(short, 1))
+				synctest.Wait()
+				timer := time.AfterFunc(tt.takes, func() { close(stall) })
+				defer timer.Stop()
+				began := time.Now()
+				cancel()
+				<-done
+				if d := time.Since(began); d != tt.want {
+					t.Errorf("it took %v, not %v", d, tt.want)
+				}
+				if n := len(b.ids()); n != 0 {
+					t.Errorf("%d popups are left", n)
+				}
+			})
+		})
+	}
+}
+
 // Anything can happen in any order: at rest every question that has a popup of its own is
 // on the screen once, others are counted, and nothing else is there.
 func TestAnyOrder(t *testing.T) {
