@@ -81,10 +81,34 @@ func (h *Hub) settle(q *question, action string, ok bool) {
 		h.open.answered(q)
 		h.changed()
 	}
-	h.fanOut(&clearance.Event{
+	h.fanOut(q.applied(action, ok))
+}
+
+// Decided says that what some of the open questions ask was decided elsewhere:
+// those that match are answered, as if by a Verdict, except for those that are
+// being carried out. match must not call the hub.
+func (h *Hub) Decided(action string, match func(clearance.Event) bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for q := range h.open.each {
+		newest := h.open.newest[q.target()]
+		if newest.busy || !match(*q.event) {
+			continue
+		}
+		h.open.remove(q)
+		h.changed()
+		if q == newest {
+			h.fanOut(q.applied(action, true))
+		}
+	}
+}
+
+// applied is the event that says what became of a question.
+func (q *question) applied(action string, ok bool) *clearance.Event {
+	return &clearance.Event{
 		Type: clearance.VerdictApplied, Container: q.event.Container, RequestID: q.event.RequestID,
 		Action: action, OK: ok, Dossier: map[string]string{},
-	})
+	}
 }
 
 // carryOut has an answer carried out, and gives up when that takes too long or

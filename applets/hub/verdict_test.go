@@ -372,3 +372,40 @@ func TestClearanceCalls(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// What was decided elsewhere is as good as answered: of each target once, and
+// not if it is being answered just now.
+func TestDecided(t *testing.T) {
+	answer := make(chan bool)
+	f := start(t, func(c *Config) {
+		c.Verdict = func(context.Context, string, string, string) (bool, string) { return <-answer, "no" }
+	})
+	ingest(t, f.hub,
+		block("c", 1, "203.0.113.9", ""), block("c", 2, "203.0.113.10", ""), block("c", 3, "203.0.113.9", ""),
+		block("c", 4, "203.0.113.11", ""), block("c", 5, "203.0.113.11", ""))
+	sub := f.subscribe()
+	for range 3 {
+		sub.hear()
+	}
+	result := make(chan error, 1)
+	go func() {
+		result <- f.hub.Verdict(t.Context(), clearance.Request{Container: "c", RequestID: "c:5", Dest: "203.0.113.11", Action: clearance.Allow})
+	}()
+	until(t, func() bool { f.hub.mu.Lock(); defer f.hub.mu.Unlock(); return f.hub.open.ids["c:5"].busy })
+	f.hub.Decided(clearance.Deny, func(e clearance.Event) bool { return e.Dest != "203.0.113.10" })
+	diff(t, applied("c:3", "deny", true), sub.hear())
+	answer <- false
+	if err := get(t, result); err == nil {
+		t.Error("it did not fail")
+	}
+	diff(t, applied("c:5", "allow", false), sub.hear())
+	if got := f.hub.Pending(); len(got) != 2 || got[0].RequestID != "c:2" || got[1].RequestID != "c:5" {
+		t.Errorf("%+v", got)
+	}
+	for _, id := range []string{"c:1", "c:3"} {
+		r := clearance.Request{Container: "c", RequestID: id, Dest: "203.0.113.9", Action: clearance.Allow}
+		if err, ok := f.hub.Verdict(t.Context(), r).(clearance.UnknownRequest); !ok {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+}

@@ -84,7 +84,11 @@ func (w *worker) perform(ctx context.Context, req control.Request) control.Respo
 		return control.Response{Error: err.Error()}
 	}
 	req.StateDir, req.PID, req.NetNS = dir, alive[0].PID, w.spec.NetNS
-	return firewall.Execute(ctx, req)
+	resp := firewall.Execute(ctx, req)
+	if resp.Error == "" {
+		w.outlet.decided(req)
+	}
+	return resp
 }
 
 // governing is the state directory whose lists govern the network. That of a

@@ -279,6 +279,49 @@ func TestPerform(t *testing.T) {
 	c.end()
 }
 
+// What a command decides is not asked any more, and nothing else is withdrawn.
+func TestDecidedByCommand(t *testing.T) {
+	h := newHost(t)
+	c := h.container("demo", nil)
+	c.start()
+	c.pair()
+	s := c.subscribe()
+	questions := make(map[string]clearance.Event)
+	for _, addr := range []string{"198.51.100.7", "198.51.100.8", "203.0.113.7", "203.0.113.8"} {
+		c.send(addr + ":9")
+		questions[addr] = s.asked(addr)
+	}
+	for _, tt := range []struct {
+		op      control.Op
+		target  string
+		settles string
+		action  string
+	}{
+		{control.OpAllow, "198.51.100.7", "198.51.100.7", clearance.Allow},
+		{control.OpDeny, "203.0.113.8/30", "203.0.113.8", clearance.Deny},
+	} {
+		resp, err := c.control().Perform(limited(t), control.Request{Op: tt.op, Container: "demo", Target: tt.target, Targets: []string{tt.target}})
+		if err != nil || resp.Error != "" {
+			t.Fatalf("%s: %+v, %v", tt.target, resp, err)
+		}
+		s.sees("that "+tt.settles+" was decided", func(e clearance.Event) bool {
+			return e.Type == clearance.VerdictApplied && e.RequestID == questions[tt.settles].RequestID && e.Action == tt.action && e.OK
+		})
+		if c.answer(questions[tt.settles], clearance.Allow) == nil {
+			t.Errorf("%s can still be answered", tt.settles)
+		}
+	}
+	if n := c.status().Pending; n != 2 {
+		t.Errorf("%d questions are open", n)
+	}
+	for _, addr := range []string{"198.51.100.8", "203.0.113.7"} {
+		if err := c.answer(questions[addr], clearance.Allow); err != nil {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	c.end()
+}
+
 // A name that is refused is a question as well.
 func TestRefusedName(t *testing.T) {
 	h := newHost(t)

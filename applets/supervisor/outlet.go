@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,7 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/terok-ai/terok-box/applets/hub"
+	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/wire/bundle"
+	"github.com/terok-ai/terok-box/wire/clearance"
+	"github.com/terok-ai/terok-box/wire/control"
 	"github.com/terok-ai/terok-box/wire/event"
 	"github.com/terok-ai/terok-box/wire/varlink"
 )
@@ -204,6 +209,41 @@ func (o *outlet) apply(ctx context.Context, container, dest, action string) (ok 
 		o.w.reader.Answered()
 	}
 	return ok, stderr
+}
+
+// decided has questions withdrawn that a command, or the answer to another one,
+// has settled.
+func (o *outlet) decided(req control.Request) {
+	var action string
+	switch req.Op {
+	case control.OpAllow:
+		action = clearance.Allow
+	case control.OpDeny:
+		action = clearance.Deny
+	default:
+		return
+	}
+	o.mu.Lock()
+	h := o.hub
+	o.mu.Unlock()
+	if h == nil {
+		return
+	}
+	names, _, err := policy.NewNames(nil, req.Names, nil)
+	if err != nil {
+		return // cannot be: it was carried out
+	}
+	var targets []netip.Prefix
+	for _, s := range req.Targets {
+		if p, err := bundle.ParsePrefix(s); err == nil {
+			targets = append(targets, p)
+		}
+	}
+	h.Decided(action, func(e clearance.Event) bool {
+		addr, err := netip.ParseAddr(e.Dest)
+		return e.Domain != "" && names.Decide(e.Domain).Allowed ||
+			err == nil && slices.ContainsFunc(targets, func(p netip.Prefix) bool { return p.Contains(addr) })
+	})
 }
 
 // lookOn passes events on to somebody else's hub until that is gone.
