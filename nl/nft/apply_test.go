@@ -340,6 +340,62 @@ func TestChangedMeanwhile(t *testing.T) {
 	}
 }
 
+// Whatever somebody else makes of the table after it was read, the result is
+// what was wanted, except that a change may be seen by the next one only.
+func TestApplyOver(t *testing.T) {
+	allowed := build(t, ruleset.Up, ruleset.Params{Allow: hosts(3, 5)})
+	denied := build(t, ruleset.Up, ruleset.Params{Deny: hosts(3, 5)})
+	for name, tt := range map[string]struct {
+		before, between, want *ruleset.Table // nil: none
+	}{
+		"nothing":        {allowed, allowed, denied},
+		"elements":       {allowed, build(t, ruleset.Up, ruleset.Params{Allow: hosts(2, 5), Deny: hosts(9, 6)}), denied},
+		"already":        {allowed, denied, denied},
+		"another state":  {allowed, build(t, ruleset.Quarantine, params), denied},
+		"more open":      {denied, build(t, ruleset.Disengaged, params), allowed},
+		"gone":           {allowed, nil, denied},
+		"from the start": {nil, allowed, denied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := kerneltest.NewNS(t)
+			c, other := dialIn(t, ns), dialIn(t, ns)
+			if tt.before != nil {
+				if err := other.Apply(tt.before); err != nil {
+					t.Fatal(err)
+				}
+			}
+			have, err := c.List()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.between == nil {
+				kerneltest.NFT(t, ns, "", "flush", "ruleset")
+			} else if err := other.Apply(tt.between); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.ApplyOver(have, tt.want); err != nil {
+				t.Fatal(err)
+			}
+			if change := ruleset.Diff(list(t, c), tt.want); !change.Empty() {
+				t.Errorf("left: %s", change)
+			}
+			if have == nil {
+				return
+			}
+			// What was read before a change says nothing after it.
+			if err := other.Apply(build(t, ruleset.Quarantine, params)); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.ApplyOver(have, have); err != nil {
+				t.Fatal(err)
+			}
+			if change := ruleset.Diff(list(t, c), have); !change.Empty() {
+				t.Errorf("what was read before a change is taken for what there is: %s", change)
+			}
+		})
+	}
+}
+
 // Without the capability the error says which one.
 func TestNotPermitted(t *testing.T) {
 	ns := kerneltest.NewNS(t)

@@ -42,8 +42,9 @@ const (
 // Conn is a connection to nf_tables of one network namespace. Its methods can
 // be called at the same time, and from any thread.
 type Conn struct {
-	mu sync.Mutex
-	s  *socket // nil: closed
+	mu   sync.Mutex
+	s    *socket // nil: closed
+	seen listing // what List has returned last
 }
 
 var errClosed = errors.New("the connection to nf_tables is closed")
@@ -81,6 +82,7 @@ func (c *Conn) List() (*ruleset.Table, error) {
 		return nil, errClosed
 	}
 	l, err := c.s.list()
+	c.seen = l
 	return l.table, err
 }
 
@@ -93,7 +95,12 @@ func (c *Conn) List() (*ruleset.Table, error) {
 // host; then all is closed for a moment. Elements that expire and that want
 // does not have stay where they are, unless the table is replaced. After an
 // error the kernel enforces what it enforced before, or less is open.
-func (c *Conn) Apply(want *ruleset.Table) error {
+func (c *Conn) Apply(want *ruleset.Table) error { return c.ApplyOver(nil, want) }
+
+// ApplyOver is Apply for who has just read the table: have is what List has
+// returned last, if it was this connection's, and is then not read again before
+// the change.
+func (c *Conn) ApplyOver(have, want *ruleset.Table) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.s == nil {
@@ -103,7 +110,13 @@ func (c *Conn) Apply(want *ruleset.Table) error {
 	if err != nil {
 		return fmt.Errorf("apply the firewall: %w", err)
 	}
-	if err := c.s.apply(want); err != nil {
+	var seen *listing
+	if have != nil && have == c.seen.table {
+		l := c.seen
+		seen = &l
+	}
+	c.seen = listing{}
+	if err := c.s.apply(seen, want); err != nil {
 		return fmt.Errorf("apply the firewall: %w", err)
 	}
 	return nil
@@ -126,12 +139,17 @@ func normalized(t *ruleset.Table) (*ruleset.Table, error) {
 	return &n, nil
 }
 
-func (s *socket) apply(want *ruleset.Table) error {
+func (s *socket) apply(seen *listing, want *ruleset.Table) error {
 	var last error
 	for attempt := 0; ; attempt++ {
-		have, err := s.list()
-		if err != nil && !errors.Is(err, ErrForeign) {
-			return errors.Join(last, err)
+		var have listing
+		if seen != nil {
+			have, seen = *seen, nil
+		} else {
+			var err error
+			if have, err = s.list(); err != nil && !errors.Is(err, ErrForeign) {
+				return errors.Join(last, err)
+			}
 		}
 		if have.odd {
 			have.table = nil

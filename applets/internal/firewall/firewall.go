@@ -654,7 +654,7 @@ func (f *Firewall) planAddresses(c *decision, allow bool) (kernel, addresses ste
 			}
 		}
 	}
-	kernel.do = func() error { return f.conn.Apply(next.into(have)) }
+	kernel.do = func() error { return f.conn.ApplyOver(have, next.into(have)) }
 	kernel.undo = func() error { return f.conn.Apply(old.into(have)) }
 	addresses.do = func() error {
 		err := f.write(old, next)
