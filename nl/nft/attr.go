@@ -14,6 +14,22 @@ const (
 	attrType   = 1<<14 - 1
 )
 
+// appendAttr appends the header of an attribute whose value, which the caller
+// appends and pads, has a size.
+func appendAttr(b []byte, typ uint16, size int) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(attrHeader+size))
+	return binary.NativeEndian.AppendUint16(b, typ)
+}
+
+// appendString appends an attribute whose value is a string.
+func appendString(b []byte, typ uint16, text string) []byte {
+	b = append(appendAttr(b, typ, len(text)+1), text...)
+	for b = append(b, 0); len(b)%4 != 0; {
+		b = append(b, 0)
+	}
+	return b
+}
+
 // attributes calls f with each attribute's type, without flags, and value.
 func attributes(b []byte, f func(typ uint16, v []byte) error) error {
 	for len(b) > 0 {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"github.com/terok-ai/terok-box/nl/kerneltest"
 	"github.com/terok-ai/terok-box/nl/ruleset"
@@ -19,7 +21,7 @@ import (
 
 func learned(timeout time.Duration, addrs ...string) (all []Learned) {
 	for _, a := range addrs {
-		all = append(all, Learned{netip.MustParseAddr(a), timeout})
+		all = append(all, Learned{Addr: netip.MustParseAddr(a), Timeout: timeout})
 	}
 	return all
 }
@@ -213,7 +215,7 @@ func TestLearnBesideADefault(t *testing.T) {
 func many(n int) (all []Learned) {
 	for i := range n {
 		a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 0x20000000+uint32(i))))
-		all = append(all, Learned{a, time.Hour})
+		all = append(all, Learned{Addr: a, Timeout: time.Hour})
 	}
 	return all
 }
@@ -321,6 +323,178 @@ func BenchmarkGeneration(b *testing.B) {
 	for b.Loop() {
 		if _, err := c.Generation(); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkLearnNew(b *testing.B) {
+	for _, n := range []int{1, 32} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			c := dialIn(b, kerneltest.NewNS(b))
+			if err := c.Apply(build(b, ruleset.Up, ruleset.Params{})); err != nil {
+				b.Fatal(err)
+			}
+			all := many(16384)
+			for i := range all {
+				all[i].New = true
+			}
+			for i := 0; b.Loop(); i++ {
+				at := i * n % len(all)
+				if at == 0 {
+					b.StopTimer()
+					if err := c.ForgetAll(); err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+				}
+				if err := c.Learn(all[at : at+n]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// What is made by hand is what google/nftables makes.
+func TestLearnedMessagesAreTheLibrarys(t *testing.T) {
+	sets := learnedSets()
+	for name, all := range map[string][]Learned{
+		"IPv4":      learned(90*time.Minute, "203.0.113.1"),
+		"IPv6":      learned(time.Second, "2001:db8::1"),
+		"both":      append(learned(time.Minute, "203.0.113.1", "203.0.113.2", "2001:db8::1"), learned(MaxLearned, "2001:db8::2")...),
+		"very many": many(2*elementsPerMessage + 1),
+	} {
+		for _, mode := range []struct {
+			isNew, forget bool
+		}{{false, false}, {true, false}, {false, true}} {
+			for i := range all {
+				all[i].New = mode.isNew
+			}
+			var want []message
+			for chunk := range slices.Chunk(all, elementsPerMessage) {
+				for i := range sets {
+					var elements []ruleset.Element
+					for _, l := range chunk {
+						if l.Addr.Is6() == sets[i].V6 {
+							elements = append(elements, ruleset.Element{Range: ruleset.Range{From: l.Addr, To: l.Addr}, Timeout: l.Timeout})
+						}
+					}
+					if len(elements) == 0 {
+						continue
+					}
+					set := librarySet(&sets[i], 0)
+					add := func(c *nftables.Conn) error { return c.SetAddElements(set, libraryElements(&sets[i], elements, false)) }
+					del := func(c *nftables.Conn) error {
+						return c.SetDeleteElements(set, libraryElements(&sets[i], elements, true))
+					}
+					ops := []func(*nftables.Conn) error{add, del, add}
+					switch {
+					case mode.isNew:
+						ops = ops[:1]
+					case mode.forget:
+						ops = ops[:2]
+					}
+					var r recorder
+					for _, op := range ops {
+						r.add("", op)
+					}
+					msgs, err := r.take()
+					if err != nil {
+						t.Fatal(err)
+					}
+					for i := range msgs {
+						if mode.isNew { // which the library cannot ask for
+							msgs[i].flags |= unix.NLM_F_EXCL
+						}
+					}
+					want = append(want, msgs...)
+				}
+			}
+			got := slices.Concat(learning(all, mode.forget)...)
+			for i := range got {
+				got[i].about = ""
+			}
+			if d := cmp.Diff(want, got, cmp.AllowUnexported(message{})); d != "" {
+				t.Errorf("%s, %+v (-library +ours):\n%s", name, mode, d)
+			}
+		}
+	}
+}
+
+// Whatever is taken to be new, all is there afterwards, for the time that was
+// asked for.
+func TestLearnWhatIsNotNew(t *testing.T) {
+	c := dialIn(t, kerneltest.NewNS(t))
+	if err := c.Apply(build(t, ruleset.Up, ruleset.Params{})); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Learn(learned(time.Minute, "203.0.113.1", "203.0.113.2", "2001:db8::1")); err != nil {
+		t.Fatal(err)
+	}
+	all := learned(time.Hour, "203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "2001:db8::1", "2001:db8::2")
+	for i := range all {
+		all[i].New = i%2 == 0
+	}
+	for range 2 {
+		if err := c.Learn(all); err != nil {
+			t.Fatal(err)
+		}
+		have, err := c.Learned()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range have {
+			if l.Timeout < time.Hour-time.Minute || l.Timeout > time.Hour {
+				t.Errorf("%s for %v", l.Addr, l.Timeout)
+			}
+		}
+		if len(have) != len(all) {
+			t.Errorf("%d addresses", len(have))
+		}
+	}
+}
+
+// What the sets are is not looked at for every address, and counts for every
+// one all the same, also with a kernel that does not help.
+func TestLearnSeesThatSetsChange(t *testing.T) {
+	up := build(t, ruleset.Up, ruleset.Params{}).String()
+	intervals := strings.ReplaceAll(up, "flags timeout", "flags interval,timeout")
+	for _, refuses := range []uint8{unknown, no} {
+		ns := kerneltest.NewNS(t)
+		c := dialIn(t, ns)
+		c.s.refuses = refuses
+		kerneltest.NFT(t, ns, up, "-f", "-")
+		add := func(a string) error {
+			all := learned(time.Minute, a)
+			all[0].New = true
+			return c.Learn(all)
+		}
+		for i := range 3 {
+			if err := add(fmt.Sprintf("203.0.113.%d", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := c.s.known != 0; got != (refuses == unknown) {
+			t.Errorf("known %t", got)
+		}
+		kerneltest.NFT(t, ns, "delete table inet terok_shield\n"+intervals, "-f", "-")
+		if err := add("203.0.113.9"); !errors.Is(err, ErrForeign) {
+			t.Errorf("into intervals: %v", err)
+		}
+		kerneltest.NFT(t, ns, "delete table inet terok_shield", "-f", "-")
+		if err := add("203.0.113.9"); !errors.Is(err, ErrNotLearning) {
+			t.Errorf("without a table: %v", err)
+		}
+		kerneltest.NFT(t, ns, up, "-f", "-")
+		if err := add("203.0.113.9"); err != nil {
+			t.Error(err)
+		}
+		kerneltest.NFT(t, ns, "", "add", "table", "ip", "other") // changes the generation, and nothing here
+		if err := add("203.0.113.10"); err != nil {
+			t.Error(err)
+		}
+		if d := cmp.Diff(addresses("203.0.113.9", "203.0.113.10"), in(t, c), equal); d != "" {
+			t.Error(d)
 		}
 	}
 }

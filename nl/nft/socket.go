@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,13 @@ type socket struct {
 	sndbuf int  // bytes of one batch, less some overhead
 	fixed  bool // sndbuf is as large as it gets
 	buf    []byte
+	out    []byte // for the next batch
+	stale  bool   // answers may be there that nobody waits for any more
+
+	// known is the generation of the ruleset in which the learned sets were
+	// found to be what they should; 0: not looked at. See persist.
+	known   uint32
+	refuses uint8 // whether the kernel refuses a batch of another generation: unknown, yes, no
 }
 
 // sendOverhead is what the kernel wants to stay free of a send buffer
@@ -121,8 +129,7 @@ type reply struct {
 func (s *socket) read(f func(reply) error) (more bool, err error) {
 	var n int
 	for {
-		n, _, err = unix.Recvfrom(s.fd, s.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
-		if err != unix.EINTR {
+		if n, err = receive(s.fd, s.buf); err != unix.EINTR {
 			break
 		}
 	}
@@ -137,6 +144,18 @@ func (s *socket) read(f func(reply) error) (more bool, err error) {
 		return true, fmt.Errorf("netlink answer of %d bytes: %w", n, errLost)
 	}
 	return true, messages(s.buf[:n], f)
+}
+
+// receive reads a datagram that is there, and returns its size, which may be
+// more than fits into b. Unlike unix.Recvfrom it allocates nothing, and as it
+// never waits the scheduler need not know.
+func receive(fd int, b []byte) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
+		unix.MSG_DONTWAIT|unix.MSG_TRUNC, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // messages calls f with each message of a datagram.
@@ -176,6 +195,7 @@ func (r reply) errno() error {
 
 // drain throws away answers that nobody waits for any more.
 func (s *socket) drain() {
+	s.stale = false
 	for {
 		if more, err := s.read(func(reply) error { return nil }); !more && err == nil {
 			return
@@ -261,15 +281,33 @@ func (e *errCommit) Unwrap() error { return e.errno }
 
 // batch has messages carried out, all or none. After an error that is no
 // *errCommit it is not known which.
-func (s *socket) batch(msgs []message) error {
-	s.drain()
-	size := 2 * batchMessage
+func (s *socket) batch(msgs []message) error { return s.batchAt(msgs, 0) }
+
+// keepBuffer is the largest buffer of a batch that is kept for the next.
+const keepBuffer = 64 << 10
+
+// batchAt is batch that fails with ERESTART if the ruleset's generation is
+// another one, unless that is 0.
+func (s *socket) batchAt(msgs []message, generation uint32) error {
+	if s.stale {
+		s.drain()
+	}
+	size := 2*batchMessage + generationAttr
 	for i := range msgs {
 		size += msgs[i].size()
 	}
 	first := s.seq + 1
-	b := make([]byte, 0, size)
-	b = appendMessage(b, &message{}, unix.NFNL_MSG_BATCH_BEGIN, first, unix.NFNL_SUBSYS_NFTABLES)
+	b := s.out
+	s.out = nil
+	if cap(b) < size {
+		b = make([]byte, 0, size)
+	}
+	var begin message
+	var attr [generationAttr]byte
+	if generation != 0 {
+		begin.body = appendGeneration(attr[:0], generation)
+	}
+	b = appendMessage(b[:0], &begin, unix.NFNL_MSG_BATCH_BEGIN, first, unix.NFNL_SUBSYS_NFTABLES)
 	for i := range msgs {
 		m := msgs[i]
 		// The kernel reports errors unasked. One acknowledgement, of the last
@@ -283,12 +321,22 @@ func (s *socket) batch(msgs []message) error {
 	last := first + uint32(len(msgs))
 	b = appendMessage(b, &message{}, unix.NFNL_MSG_BATCH_END, last+1, unix.NFNL_SUBSYS_NFTABLES)
 	s.seq = last + 1
-	if err := s.write(b); err != nil {
+	err := s.write(b)
+	if cap(b) <= keepBuffer {
+		s.out = b
+	}
+	if err != nil {
 		return fmt.Errorf("send %d bytes to netfilter: %w", len(b), err)
 	}
+	s.stale = true // until all is read
 	var failed error
 	acknowledged, lost := false, false
 	for {
+		// The acknowledgement is the last answer: errors come before it.
+		if acknowledged && failed == nil && !lost {
+			s.stale = false
+			return nil
+		}
 		more, err := s.read(func(r reply) error {
 			if r.typ != unix.NLMSG_ERROR || r.seq < first || r.seq > last+1 {
 				return nil
@@ -317,11 +365,17 @@ func (s *socket) batch(msgs []message) error {
 			break
 		}
 	}
-	switch {
-	case failed != nil:
+	s.stale = false
+	if failed != nil {
 		return failed
-	case lost || !acknowledged:
-		return errLost
 	}
-	return nil
+	return errLost
+}
+
+// generationAttr is the size of the attribute that names a generation.
+const generationAttr = attrHeader + 4
+
+func appendGeneration(b []byte, generation uint32) []byte {
+	b = appendAttr(b, unix.NFNL_BATCH_GENID, 4)
+	return binary.BigEndian.AppendUint32(b, generation)
 }
