@@ -77,11 +77,11 @@ type Answer struct {
 //	   └── timeout ───────┘         └── found there at the start, owner unknown
 type Set struct {
 	o    Options
-	wake chan struct{} // has room for one
-	done chan struct{} // the committer has ended
+	done chan struct{} // closed, and nobody changes the firewall any more
 
 	mu         sync.Mutex
 	closed     bool
+	busy       bool // somebody carries out what is in the queue
 	queue      []*op
 	committing bool
 	allowed    func(string) bool // nil: everything that is learned
@@ -102,14 +102,14 @@ type entry struct {
 	owners  []string // of more than maxOwners, the first ones
 }
 
-// op is something for the committer to do; Learn, or Retain if it has no
-// answers.
+// op is a change of the firewall; Learn, or Retain if it has no answers.
 type op struct {
 	name    string
 	answers []Answer
 	removed []netip.Addr // what Retain has closed
 	err     error
-	done    chan struct{}
+	carried bool          // out; err and removed are what came of it
+	done    chan struct{} // closed then; nil if nobody waits
 }
 
 // New takes over what is in the firewall, whose owners are unknown.
@@ -121,7 +121,7 @@ func New(o Options) (*Set, error) {
 		o.MaxPairs = defaultMaxPairs
 	}
 	s := &Set{
-		o: o, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		o: o, done: make(chan struct{}),
 		entries: map[netip.Addr]*entry{}, pairs: newPairs(o.MaxPairs), epoch: 1,
 	}
 	there, err := o.Kernel.Learned()
@@ -131,30 +131,21 @@ func New(o Options) (*Set, error) {
 	for _, l := range there {
 		s.entries[l.Addr] = &entry{until: time.Now().Add(l.Timeout), timeout: l.Timeout}
 	}
-	go s.commit()
 	return s, nil
 }
 
 // Close ends the set. What is in the firewall stays there.
 func (s *Set) Close() error {
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		<-s.done
-		return nil
+	if !s.closed {
+		s.closed = true
+		if !s.busy {
+			close(s.done)
+		}
 	}
-	s.closed = true
 	s.mu.Unlock()
-	s.poke()
 	<-s.done
 	return nil
-}
-
-func (s *Set) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
 }
 
 // lifetime is how long an address stays in the firewall.
@@ -187,16 +178,11 @@ func (s *Set) Learn(ctx context.Context, name string, answers []Answer) error {
 		s.mu.Unlock()
 		return nil
 	}
-	o := &op{name: name, answers: slices.Clone(answers), done: make(chan struct{})}
-	if err := s.submit(o); err != nil { // unlocks
+	o := &op{name: name, answers: slices.Clone(answers)}
+	if err := s.submit(ctx, o); err != nil { // unlocks
 		return err
 	}
-	select {
-	case <-o.done:
-		return o.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return o.err
 }
 
 // TryLearn is Learn where that does not wait for a transaction: where all the
@@ -224,15 +210,29 @@ func (s *Set) TryLearn(name string, addrs []netip.Addr, ttl time.Duration) bool 
 	return true
 }
 
-// submit queues an op and releases the lock.
-func (s *Set) submit(o *op) error {
-	defer s.mu.Unlock()
+// submit has an op carried out, unless ctx ends first. It is called with the
+// lock held and returns without. Who comes when nobody changes the firewall
+// does so at once, in the goroutine that it has; what others want meanwhile is
+// done together, next.
+func (s *Set) submit(ctx context.Context, o *op) error {
 	if len(s.queue) >= maxQueue {
+		s.mu.Unlock()
 		return errBusy
 	}
 	s.queue = append(s.queue, o)
-	s.poke()
-	return nil
+	if !s.busy {
+		s.busy = true
+		s.commit(o) // unlocks
+		return nil
+	}
+	o.done = make(chan struct{})
+	s.mu.Unlock()
+	select {
+	case <-o.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // fresh reports whether an answer needs no renewal.
@@ -290,16 +290,11 @@ func (s *Set) Retain(ctx context.Context, allowed func(name string) bool) ([]net
 		return nil, errClosed
 	}
 	s.allowed = allowed
-	o := &op{done: make(chan struct{})}
-	if err := s.submit(o); err != nil {
+	o := &op{}
+	if err := s.submit(ctx, o); err != nil {
 		return nil, err
 	}
-	select {
-	case <-o.done:
-		return o.removed, o.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return o.removed, o.err
 }
 
 // Names are the names that the container was answered with the address for,
@@ -337,29 +332,23 @@ func (s *Set) Len() int {
 	return n
 }
 
-// commit is the one goroutine that changes the firewall. What is asked for
-// while it does is done together, next.
-func (s *Set) commit() {
-	defer close(s.done)
-	for {
-		s.mu.Lock()
-		if len(s.queue) == 0 {
-			closed := s.closed
+// commit carries out what is in the queue, until own is done, if that is not
+// nil; the rest is then left to another goroutine. It is called with the lock
+// held by the one that has set busy, and returns without the lock.
+func (s *Set) commit(own *op) {
+	for len(s.queue) > 0 {
+		if own != nil && own.carried {
+			go func() {
+				s.mu.Lock()
+				s.commit(nil)
+			}()
 			s.mu.Unlock()
-			if closed {
-				return
-			}
-			<-s.wake
-			continue
+			return
 		}
 		if s.closed {
-			for _, o := range s.queue {
-				o.err = errClosed
-				close(o.done)
-			}
+			s.finish(s.queue, errClosed)
 			s.queue = nil
-			s.mu.Unlock()
-			continue
+			break
 		}
 		s.check(time.Now())
 		s.committing = true
@@ -367,7 +356,8 @@ func (s *Set) commit() {
 			o := s.queue[0]
 			s.queue = s.queue[1:]
 			s.retain(o) // unlocks
-			close(o.done)
+			s.mu.Lock()
+			s.finish([]*op{o}, nil)
 			continue
 		}
 		n, size := 0, 0
@@ -381,7 +371,25 @@ func (s *Set) commit() {
 			s.queue = nil // or it would keep what was in front
 		}
 		s.learn(batch) // unlocks
-		for _, o := range batch {
+		s.mu.Lock()
+		s.finish(batch, nil)
+	}
+	s.busy = false
+	if s.closed {
+		close(s.done)
+	}
+	s.mu.Unlock()
+}
+
+// finish tells those who wait for ops that they are carried out, or could not
+// be because of err.
+func (s *Set) finish(ops []*op, err error) {
+	for _, o := range ops {
+		if err != nil {
+			o.err = err
+		}
+		o.carried = true
+		if o.done != nil {
 			close(o.done)
 		}
 	}
@@ -409,13 +417,14 @@ func (s *Set) learn(batch []*op) {
 		}
 		for _, a := range o.answers {
 			t := add[a.Addr].Timeout
+			e := s.entries[a.Addr]
 			if !s.fresh(a, now) { // else in the transaction before, mostly
 				t = max(t, lifetime(a.TTL))
-				if e := s.entries[a.Addr]; e != nil { // never shorten
+				if e != nil { // never shorten
 					t = max(t, e.until.Sub(now).Truncate(time.Millisecond))
 				}
 			}
-			add[a.Addr] = nft.Learned{Addr: a.Addr, Timeout: t}
+			add[a.Addr] = nft.Learned{Addr: a.Addr, Timeout: t, New: e == nil}
 		}
 	}
 	evicted := s.evict(add, now)
