@@ -16,10 +16,8 @@ import (
 )
 
 const (
-	maxChain   = 16 // aliases behind a name
-	maxRecords = 512
-	// askTimeout bounds one question upstream, which has bounds of its own.
-	askTimeout   = 8 * time.Second
+	maxChain     = 16 // aliases behind a name
+	maxRecords   = 512
 	maxNegative  = 5 * time.Minute // of "there is no such name", RFC 2308 §5
 	noSOA        = 5 * time.Second // of that without a word on how long
 	failureCache = time.Second     // RFC 2308 §7.1 allows up to five minutes
@@ -51,11 +49,17 @@ func (r *result) left(now time.Time) uint32 {
 	return uint32((max(r.until.Sub(now), 0) + time.Second - 1) / time.Second)
 }
 
-// ask asks upstream and never fails otherwise than in the result.
-func (e *Engine) ask(k key) *result {
-	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
-	defer cancel()
-	m, err := e.up.Exchange(ctx, upstream.Query{Name: dns.Fqdn(k.name), Type: k.qtype, DO: k.do, CD: k.cd})
+// ask asks upstream. It never fails otherwise than in the result, with which
+// it calls found.
+func (e *Engine) ask(k key, found func(*result)) {
+	q := upstream.Query{Name: dns.Fqdn(k.name), Type: k.qtype, DO: k.do, CD: k.cd}
+	// Others may come to wait for it, so it ends when upstream says so, not
+	// with the one who asks first.
+	e.up.Ask(context.Background(), q, func(m *dns.Msg, err error) { found(e.judge(m, err, k)) })
+}
+
+// judge is the result of what upstream says.
+func (e *Engine) judge(m *dns.Msg, err error, k key) *result {
 	now := time.Now()
 	if err != nil {
 		e.r.Log.Debug("no answer", "name", shown(k.name), "err", err)

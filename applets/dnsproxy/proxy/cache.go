@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"container/list"
-	"context"
 	"sync"
 	"time"
 )
@@ -39,8 +38,7 @@ type cached struct {
 
 // flight is a question that is being asked.
 type flight struct {
-	done chan struct{}
-	res  *result
+	then []func(*result) // of those who wait for it
 }
 
 func newCache() *cache {
@@ -77,41 +75,42 @@ func (c *cache) peek(k key) *result {
 	return res
 }
 
-// get is the answer from the cache, or else what ask finds, which is called
-// once for all who want the same at the same time. ask must come to an end by
-// itself.
-func (c *cache) get(ctx context.Context, k key, ask func() *result) (res *result, hit bool, err error) {
+// get is the answer from the cache. If there is none it is nil, and then is
+// called with the one that ask finds: before get returns, or in another
+// goroutine, for which others wait meanwhile. ask is called once for all who
+// want the same at the same time; what it is given it must call in any case,
+// sooner or later.
+func (c *cache) get(k key, ask func(found func(*result)), then func(*result)) *result {
 	c.mu.Lock()
 	if place, ok := c.entries[k]; ok {
 		e := place.Value.(*cached)
 		if time.Now().Before(e.res.until) {
 			c.order.MoveToFront(place)
 			c.mu.Unlock()
-			return e.res, true, nil
+			return e.res
 		}
 		c.remove(place)
 	}
 	f, ok := c.flights[k]
 	if !ok {
-		f = &flight{done: make(chan struct{})}
+		f = &flight{}
 		c.flights[k] = f
-		go func() {
-			res := ask()
-			c.mu.Lock()
-			f.res = res
-			delete(c.flights, k)
-			c.put(k, res)
-			c.mu.Unlock()
-			close(f.done)
-		}()
 	}
+	f.then = append(f.then, then)
 	c.mu.Unlock()
-	select {
-	case <-f.done:
-		return f.res, false, nil
-	case <-ctx.Done():
-		return nil, false, ctx.Err()
+	if ok {
+		return nil
 	}
+	ask(func(res *result) {
+		c.mu.Lock()
+		delete(c.flights, k)
+		c.put(k, res)
+		c.mu.Unlock()
+		for _, then := range f.then {
+			then(res)
+		}
+	})
+	return nil
 }
 
 // put adds an answer. The lock is held.

@@ -39,7 +39,7 @@ const recheck = 100 * time.Millisecond
 
 // asker asks the host's name servers; an *upstream.Client.
 type asker interface {
-	Exchange(ctx context.Context, q upstream.Query) (*dns.Msg, error)
+	Ask(ctx context.Context, q upstream.Query, done func(*dns.Msg, error))
 	Servers() []netip.AddrPort
 	Close()
 }

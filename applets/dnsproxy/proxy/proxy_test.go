@@ -890,8 +890,10 @@ func TestCacheIsBounded(t *testing.T) {
 	c := newCache()
 	for i := range 3 * maxEntries {
 		k := key{name: fmt.Sprintf("n%d.example.com", i), qtype: dns.TypeA}
-		if _, _, err := c.get(t.Context(), k, func() *result { return &result{until: time.Now().Add(time.Hour), size: i % 4000} }); err != nil {
-			t.Fatal(err)
+		found := &result{until: time.Now().Add(time.Hour), size: i % 4000}
+		var got *result
+		if hit := c.get(k, func(f func(*result)) { f(found) }, func(r *result) { got = r }); hit != nil || got != found {
+			t.Fatalf("%v from the cache, %v found", hit, got)
 		}
 		if n, bytes := c.size(); n > maxEntries || bytes > maxBytes {
 			t.Fatalf("%d entries, %d bytes", n, bytes)

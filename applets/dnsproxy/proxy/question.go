@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -280,41 +279,55 @@ func (l *lists) reachable(name string) bool {
 	return nowhere(name) == "" && (d.Allowed || l.resolve && !d.Denied)
 }
 
-// resolve answers a question that upstream is asked for.
-func (e *Engine) resolve(ctx context.Context, q question) *dns.Msg {
+// resolve answers a question that upstream is asked for: it calls done with the
+// answer, before it returns or in another goroutine, for which others wait
+// meanwhile.
+func (e *Engine) resolve(q question, done func(*dns.Msg)) {
 	k := q.key()
-	res, hit, err := e.cache.get(ctx, k, func() *result { return e.ask(k) })
-	if err != nil {
-		return nil // nobody waits for it
-	}
-	if hit {
+	res := e.cache.get(k, func(found func(*result)) { e.ask(k, found) }, func(res *result) { e.settle(q, res, 0, done) })
+	if res != nil {
 		e.cached.Add(1)
+		e.settle(q, res, 0, done)
 	}
-	// Meanwhile the lists may have changed: those count that are in force when
-	// the answer leaves.
-	for range maxChanges {
-		l := e.lists.Load()
-		m, v := e.decide(l, q)
-		if m != nil {
-			return m
-		}
-		if m, ok := e.answer(q, l, v, res, func(addrs []netip.Addr, ttl time.Duration) error {
-			answers := make([]learned.Answer, len(addrs))
-			for i, a := range addrs {
-				answers[i] = learned.Answer{Addr: a, TTL: ttl}
-			}
-			return e.set.Learn(ctx, q.name, answers)
-		}); ok {
-			return m
-		}
-	}
-	const why = "the lists of names keep changing"
-	e.report(q, names.Failed, why, nil)
-	return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why)
 }
 
-// errLater says that more is to be done than can be at once.
-var errLater = errors.New("the firewall has to be waited for")
+// settle calls done with the answer that a result leads to, once its addresses
+// are open. Meanwhile the lists may change: those count that are in force when
+// the answer leaves. changes is how often they have.
+func (e *Engine) settle(q question, res *result, changes int, done func(*dns.Msg)) {
+	if changes == maxChanges {
+		const why = "the lists of names keep changing"
+		e.report(q, names.Failed, why, nil)
+		done(q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why))
+		return
+	}
+	l := e.lists.Load()
+	m, v := e.decide(l, q)
+	if m == nil {
+		m = e.objection(q, l, res)
+	}
+	if m != nil {
+		done(m)
+		return
+	}
+	then := func(err error) {
+		if m, ok := e.answer(q, l, v, res, err); ok {
+			done(m)
+		} else {
+			e.settle(q, res, changes+1, done)
+		}
+	}
+	if v == seen || len(res.addrs) == 0 {
+		then(nil)
+		return
+	}
+	answers := make([]learned.Answer, len(res.addrs))
+	ttl := time.Duration(res.left(time.Now())) * time.Second
+	for i, a := range res.addrs {
+		answers[i] = learned.Answer{Addr: a, TTL: ttl}
+	}
+	e.set.LearnThen(q.name, answers, then)
+}
 
 // atOnce is the answer from the cache where that waits for nobody: its
 // addresses are in the firewall for long enough. It is nil if there is more to
@@ -324,54 +337,59 @@ func (e *Engine) atOnce(q question, l *lists, v verdict) *dns.Msg {
 	if res == nil || len(res.hidden) > 0 { // about which files say more
 		return nil
 	}
-	m, ok := e.answer(q, l, v, res, func(addrs []netip.Addr, ttl time.Duration) error {
-		if !e.set.TryLearn(q.name, addrs, ttl) {
-			return errLater
+	m := e.objection(q, l, res)
+	if m == nil {
+		if v == open && len(res.addrs) > 0 && !e.set.TryLearn(q.name, res.addrs, time.Duration(res.left(time.Now()))*time.Second) {
+			return nil
 		}
-		return nil
-	})
-	if !ok {
-		return nil
+		var ok bool
+		if m, ok = e.answer(q, l, v, res, nil); !ok {
+			return nil
+		}
 	}
 	e.cached.Add(1)
 	return m
 }
 
-// answer is the answer by some lists, once learn has opened its addresses. ok
-// is false if the lists are not in force any more, or learn says errLater.
-func (e *Engine) answer(q question, l *lists, v verdict, res *result, learn func([]netip.Addr, time.Duration) error) (m *dns.Msg, ok bool) {
+// objection is the answer of a result whose addresses are not to be opened,
+// or nil.
+func (e *Engine) objection(q question, l *lists, res *result) *dns.Msg {
 	if res.failure != "" {
 		e.report(q, names.Failed, res.failure, nil)
-		return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError, res.failure), true
+		return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError, res.failure)
 	}
 	for _, alias := range res.aliases {
 		if d := l.names.Decide(alias); d.Denied {
 			why := fmt.Sprintf("an alias of %s, which is denied", shown(alias))
 			e.report(q, names.Denied, why, nil)
-			return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, why), true
+			return q.because(dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, why)
 		}
 	}
-	now := time.Now()
-	ttl := res.left(now)
-	if len(res.addrs) > 0 && v == seen {
+	return nil
+}
+
+// answer is the answer by some lists, whose addresses are open unless err says
+// why not. ok is false if the lists are not in force any more.
+func (e *Engine) answer(q question, l *lists, v verdict, res *result, err error) (m *dns.Msg, ok bool) {
+	switch {
+	case err == nil:
+	case errors.Is(err, learned.ErrNotAllowed): // since a moment ago
+		return nil, false
+	default:
+		why := "its addresses cannot be opened"
+		if errors.Is(err, nft.ErrNotLearning) {
+			why = "the firewall takes no addresses now"
+			e.look()
+		} else {
+			e.r.Log.Error("open the addresses of a name", "name", shown(q.name), "err", err)
+		}
+		e.report(q, names.Failed, why, nil)
+		return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why), true
+	}
+	if v == seen && len(res.addrs) > 0 {
 		e.set.See(q.name, res.addrs)
-	} else if len(res.addrs) > 0 {
-		switch err := learn(res.addrs, time.Duration(ttl)*time.Second); {
-		case err == nil:
-		case errors.Is(err, errLater), errors.Is(err, learned.ErrNotAllowed): // since a moment ago
-			return nil, false
-		default:
-			why := "its addresses cannot be opened"
-			if errors.Is(err, nft.ErrNotLearning) {
-				why = "the firewall takes no addresses now"
-				e.look()
-			} else {
-				e.r.Log.Error("open the addresses of a name", "name", shown(q.name), "err", err)
-			}
-			e.report(q, names.Failed, why, nil)
-			return q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why), true
-		}
 	}
+	ttl := res.left(time.Now())
 
 	explicit, private := e.sortOut(res)
 	if len(explicit) > 0 {

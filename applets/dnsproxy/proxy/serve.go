@@ -23,7 +23,7 @@ const (
 	maxWaiting = 448
 	maxReady   = 64
 	maxConns   = 64 // TCP connections
-	// answerTime bounds one question, from its arrival.
+	// answerTime bounds one question over TCP, from its arrival.
 	answerTime = 10 * time.Second
 	idleTime   = 10 * time.Second // between questions on one connection, RFC 7766 §6.2.3
 	// readTime is for the rest of a question that has begun, writeTime for an
@@ -88,14 +88,12 @@ func (e *Engine) later(ctx context.Context, q question, from netip.AddrPort) {
 	default:
 		return // as if it had been lost: it will be asked again
 	}
-	go func() {
-		defer func() { <-slots }()
-		ctx, cancel := context.WithTimeout(ctx, answerTime)
-		defer cancel()
-		if m := e.resolve(ctx, q); m != nil {
+	e.resolve(q, func(m *dns.Msg) {
+		<-slots
+		if ctx.Err() == nil { // else whoever serves next is asked again
 			e.sendUDP(q.pack(m), from)
 		}
-	}()
+	})
 }
 
 func (e *Engine) sendUDP(b []byte, to netip.AddrPort) {
@@ -246,5 +244,12 @@ func (e *Engine) wait(ctx context.Context, q question) *dns.Msg {
 	case <-ctx.Done():
 		return nil
 	}
-	return e.resolve(ctx, q)
+	done := make(chan *dns.Msg, 1)
+	e.resolve(q, func(m *dns.Msg) { done <- m })
+	select {
+	case m := <-done:
+		return m
+	case <-ctx.Done():
+		return nil
+	}
 }

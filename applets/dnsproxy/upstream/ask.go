@@ -21,7 +21,8 @@ const (
 )
 
 // ask asks one server, in the way that it understands, and notes how it is.
-func (c *Client) ask(ctx context.Context, s *server, q *question, conf resolve.Config) (*dns.Msg, error) {
+// first is an inquiry that is under way already, or nil.
+func (c *Client) ask(ctx context.Context, s *server, q *question, conf resolve.Config, first *inquiry) (*dns.Msg, error) {
 	limit := c.total
 	if conf.Timeout > 0 {
 		limit = min(conf.Timeout, limit)
@@ -31,10 +32,13 @@ func (c *Client) ask(ctx context.Context, s *server, q *question, conf resolve.C
 	defer cancel()
 	start := time.Now()
 	edns, mix := s.manners()
-	m, err := c.askOnce(ctx, s, q, conf, edns, mix)
+	if first != nil {
+		start, edns = first.start, first.edns()
+	}
+	m, err := c.askOnce(ctx, s, q, conf, edns, mix, first)
 	if err == nil && edns && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented) {
 		// RFC 6891 §7
-		m, err = c.askOnce(ctx, s, q, conf, false, mix)
+		m, err = c.askOnce(ctx, s, q, conf, false, mix, nil)
 		if err == nil && m.Rcode != dns.RcodeFormatError && m.Rcode != dns.RcodeNotImplemented {
 			s.without(true, false)
 		}
@@ -56,7 +60,7 @@ func (c *Client) ask(ctx context.Context, s *server, q *question, conf resolve.C
 
 // askOnce asks over UDP, and over TCP if the answer does not fit or cannot be
 // trusted.
-func (c *Client) askOnce(ctx context.Context, s *server, q *question, conf resolve.Config, edns, mix bool) (*dns.Msg, error) {
+func (c *Client) askOnce(ctx context.Context, s *server, q *question, conf resolve.Config, edns, mix bool, first *inquiry) (*dns.Msg, error) {
 	if conf.TCP {
 		start := time.Now()
 		m, _, err := c.overTCP(ctx, s, q, edns, mix)
@@ -65,7 +69,7 @@ func (c *Client) askOnce(ctx context.Context, s *server, q *question, conf resol
 		}
 		return m, err
 	}
-	m, k, err := c.overUDP(ctx, s, q, conf, edns, mix)
+	m, k, err := c.overUDP(ctx, s, q, conf, edns, mix, first)
 	if err != nil || k == answer {
 		return m, err
 	}
@@ -89,74 +93,62 @@ func (q *question) formatError() *dns.Msg {
 	}
 }
 
-// overUDP asks over a socket of its own, whose port the kernel chooses at
-// random and which gets packets of the server's address only. The question
-// is repeated as it is: a late answer counts, and nobody gets more to guess.
-// A kind other than answer, without error, means that TCP has to do.
-func (c *Client) overUDP(ctx context.Context, s *server, q *question, conf resolve.Config, edns, mix bool) (*dns.Msg, kind, error) {
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(s.addr))
-	if err != nil {
-		return nil, stray, err
+// overUDP asks with the one packet that it may repeat, unless first has been
+// sent already. A kind other than answer, without error, means that TCP has to
+// do.
+func (c *Client) overUDP(ctx context.Context, s *server, q *question, conf resolve.Config, edns, mix bool, first *inquiry) (*dns.Msg, kind, error) {
+	in := first
+	if in == nil {
+		var err error
+		if in, err = c.inquire(s, q, edns, mix, nil); err != nil {
+			return nil, stray, err
+		}
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
-
-	sent := q.packet(edns, mix)
+	defer in.end()
 	attempts := defaultAttempts
 	if conf.Attempts > 0 {
 		attempts = conf.Attempts
 	}
 	repeat := max(minRepeat, 4*s.usual())
-	buf := c.buffers.Get().(*[maxUDP + 1]byte)
-	defer c.buffers.Put(buf)
-	start := time.Now()
-	strays := 0
-	for i := range attempts {
-		if _, err := conn.Write(sent); err != nil {
-			return nil, stray, err
-		}
-		var deadline time.Time // the last time: until ctx ends
-		if i < attempts-1 {
-			deadline = time.Now().Add(repeat << i)
-		}
-		conn.SetReadDeadline(deadline)
-		if ctx.Err() != nil { // before that, and its deadline is overwritten
-			return nil, stray, context.Cause(ctx)
-		}
-		for {
-			n, err := conn.Read(buf[:])
-			if err != nil {
-				var late net.Error
-				if ctx.Err() == nil && errors.As(err, &late) && late.Timeout() {
-					break
-				}
+	timer := time.NewTimer(repeat - time.Since(in.start))
+	defer timer.Stop()
+	for sent := 1; ; {
+		select {
+		case h := <-in.heard:
+			if h.err != nil || h.kind == stray {
+				return nil, stray, h.err
+			}
+			s.answered(time.Since(in.start))
+			m, k := q.understand(h)
+			return m, k, nil
+		case <-timer.C:
+			if sent == attempts { // until ctx ends
+				continue
+			}
+			if err := in.again(); err != nil {
 				return nil, stray, err
 			}
-			k := q.check(sent, buf[:n])
-			var m *dns.Msg
-			switch {
-			case k == answer && n > maxUDP:
-				k = cut
-			case k == answer:
-				if m, err = q.read(buf[:n]); err != nil {
-					k = broken
-				}
-			case k == noEDNS:
-				m, k = q.formatError(), answer
-			case k == stray:
-				c.strays.Add(1)
-				if strays++; strays <= maxStrays {
-					continue
-				}
-				c.warn(s)
-			}
-			if k != stray {
-				s.answered(time.Since(start))
-			}
-			return m, k, nil
+			timer.Reset(repeat << sent)
+			sent++
+		case <-ctx.Done():
+			return nil, stray, context.Cause(ctx)
 		}
 	}
-	return nil, stray, ErrTimeout
+}
+
+// understand is the message that was heard, and what it is if it is none.
+func (q *question) understand(h heard) (*dns.Msg, kind) {
+	switch h.kind {
+	case answer:
+		m, err := q.read(h.packet)
+		if err != nil {
+			return nil, broken
+		}
+		return m, answer
+	case noEDNS:
+		return q.formatError(), answer
+	}
+	return nil, h.kind
 }
 
 // warn tells, once a minute, that somebody may be guessing answers.

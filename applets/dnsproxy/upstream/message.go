@@ -29,18 +29,31 @@ type question struct {
 
 func newQuestion(q Query) (*question, error) {
 	q.Name = dns.Fqdn(q.Name)
-	m := dns.Msg{
-		MsgHdr:   dns.MsgHdr{RecursionDesired: true, CheckingDisabled: q.CD},
-		Question: []dns.Question{{Name: q.Name, Qtype: q.Type, Qclass: dns.ClassINET}},
-	}
-	m.SetEdns0(udpSize, q.DO)
-	wire, err := m.Pack()
-	end := len(wire) - optLen
-	// The library packs longer names than there are.
-	if err != nil || end < headerLen+1+4 || end > headerLen+maxName+4 {
+	var name [2 * maxName]byte // the library packs longer names than there are
+	n, err := dns.PackDomainName(q.Name, name[:], 0, nil, false)
+	if err != nil || n > maxName {
 		return nil, fmt.Errorf("%w: %.300q", ErrName, q.Name)
 	}
-	return &question{Query: q, wire: wire, end: end}, nil
+	flags, ttl := uint16(1<<8), uint32(0) // recursion desired
+	if q.CD {
+		flags |= 1 << 4
+	}
+	if q.DO {
+		ttl |= 1 << 15
+	}
+	// Header, question and OPT record: RFC 1035 §4.1.1, §4.1.2, RFC 6891 §6.1.2.
+	wire := make([]byte, 2, headerLen+n+4+optLen)
+	for _, v := range []uint16{flags, 1, 0, 0, 1} {
+		wire = binary.BigEndian.AppendUint16(wire, v)
+	}
+	wire = append(wire, name[:n]...)
+	wire = binary.BigEndian.AppendUint16(wire, q.Type)
+	wire = binary.BigEndian.AppendUint16(wire, dns.ClassINET)
+	end := len(wire)
+	wire = binary.BigEndian.AppendUint16(append(wire, 0), dns.TypeOPT)
+	wire = binary.BigEndian.AppendUint16(wire, udpSize)
+	wire = binary.BigEndian.AppendUint32(wire, ttl)
+	return &question{Query: q, wire: append(wire, 0, 0), end: end}, nil
 }
 
 // packet is the question with a random id. With mix the letters of the name
@@ -52,22 +65,26 @@ func (q *question) packet(edns, mix bool) []byte {
 		p = p[:q.end]
 		binary.BigEndian.PutUint16(p[10:], 0) // additional records
 	}
-	var random [2 + (maxName+8)/8]byte
-	rand.Read(random[:]) // cannot fail
-	copy(p, random[:2])
+	q.number(p)
 	if !mix {
 		return p
 	}
+	var bits [(maxName + 8) / 8]byte
+	random := bits[:(q.end-4-headerLen)/8+1]
+	rand.Read(random) // cannot fail
 	name := p[headerLen : q.end-4]
 	for i := 0; i < len(name); i += int(name[i]) + 1 {
 		for j := i + 1; j <= i+int(name[i]) && j < len(name); j++ {
 			if c := name[j] | 0x20; 'a' <= c && c <= 'z' {
-				name[j] = c &^ (random[2+j/8] >> (j % 8) & 1 << 5)
+				name[j] = c &^ (random[j/8] >> (j % 8) & 1 << 5)
 			}
 		}
 	}
 	return p
 }
+
+// number gives a packet another random id.
+func (q *question) number(p []byte) { rand.Read(p[:2]) }
 
 // kind is what a packet is to a question.
 type kind int

@@ -32,6 +32,7 @@ type server struct {
 	noMix   time.Time     // until then names are asked for as they are: it does not preserve case
 	probe   time.Time     // when to see how it is; zero if it needs not be seen
 	wait    time.Duration // how long until then
+	ports   []*port       // that get questions
 }
 
 // usual is how long it takes to answer.

@@ -26,12 +26,12 @@ import (
 )
 
 const (
-	total      = 5 * time.Second // for one question, whatever happens
-	maxSockets = 256             // open at a time
-	maxTCP     = 64              // of these: an answer over TCP may have 64 KiB
-	rounds     = 3               // how often all servers are asked that fail at once
-	pause      = 200 * time.Millisecond
-	grace      = 1500 * time.Millisecond // for the other servers, when one has said that it cannot answer
+	total    = 5 * time.Second // for one question, whatever happens
+	maxAsked = 256             // questions that servers have at a time
+	maxTCP   = 64              // of these: an answer over TCP may have 64 KiB
+	rounds   = 3               // how often all servers are asked that fail at once
+	pause    = 200 * time.Millisecond
+	grace    = 1500 * time.Millisecond // for the other servers, when one has said that it cannot answer
 
 	// When the next server is asked, too: after twice the time that this one
 	// usually takes.
@@ -61,7 +61,7 @@ type Query struct {
 type Client struct {
 	file     *resolve.Follower
 	port     uint16
-	sockets  chan struct{} // has room for those that may be open
+	asked    chan struct{} // has room for those that servers may have
 	tcp      chan struct{}
 	buffers  sync.Pool
 	log      *slog.Logger
@@ -75,8 +75,9 @@ type Client struct {
 
 	mu      sync.Mutex
 	closed  bool
-	open    sync.WaitGroup // goroutines that ask
+	open    sync.WaitGroup // questions that are asked, and goroutines
 	servers []*server      // of the file as it was last, in its order
+	ports   map[*port]struct{}
 }
 
 // Option changes how a Client works.
@@ -90,9 +91,10 @@ func Port(n uint16) Option { return func(c *Client) { c.port = n } }
 func New(path string, log *slog.Logger, opts ...Option) *Client {
 	c := &Client{
 		log:      log,
-		sockets:  make(chan struct{}, maxSockets),
+		asked:    make(chan struct{}, maxAsked),
 		tcp:      make(chan struct{}, maxTCP),
 		total:    total,
+		ports:    map[*port]struct{}{},
 		probeMin: minProbe,
 	}
 	c.buffers.New = func() any { return new([maxUDP + 1]byte) }
@@ -110,6 +112,7 @@ func (c *Client) Close() {
 	c.closed = true
 	c.mu.Unlock()
 	c.cancel()
+	c.failPorts(errClosed)
 	c.open.Wait()
 }
 
@@ -130,52 +133,128 @@ type reply struct {
 	err    error
 }
 
-// Exchange asks a question. The answer is a server's, of whatever code: names
-// that do not exist are an answer, and if no server does better, so is a
-// refusal. Its question, and the owners of records that are the question's
-// name, are written as the query has them. Its id means nothing.
+// Ask asks a question and has done called with what comes of it, once, which
+// must not take long: others wait for the goroutine. The answer is a server's,
+// of whatever code: names that do not exist are an answer, and if no server
+// does better, so is a refusal. Its question, and the owners of records that
+// are the question's name, are written as the query has them. Its id means
+// nothing.
 //
-// After five seconds, or when ctx ends, it gives up. Errors are an *Error if
-// servers were asked.
-func (c *Client) Exchange(ctx context.Context, q Query) (*dns.Msg, error) {
+// After five seconds it gives up, and soon after the end of ctx. Errors are an
+// *Error if servers were asked.
+func (c *Client) Ask(ctx context.Context, q Query, done func(*dns.Msg, error)) {
 	asked, err := newQuestion(q)
 	if err != nil {
-		return nil, err
+		done(nil, err)
+		return
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.total, ErrTimeout)
-	defer cancel() // ends what is still being asked
 	order, conf, err := c.begin(asked)
 	if err != nil {
-		return nil, err
+		done(nil, err)
+		return
 	}
-	defer c.open.Done()
-	defer context.AfterFunc(c.ctx, cancel)()
-
-	e := exchange{c: c, q: asked, conf: conf, order: order, replies: make(chan reply, rounds*len(order))}
-	return e.run(ctx)
+	e := &exchange{c: c, ctx: ctx, q: asked, conf: conf, order: order, done: done}
+	if !e.simple() {
+		go e.all(nil)
+	}
 }
 
-// exchange is one call of Exchange.
+// exchange is one question that is asked.
 type exchange struct {
-	c       *Client
-	q       *question
-	conf    resolve.Config
-	order   []*server // best first
+	c     *Client
+	ctx   context.Context
+	q     *question
+	conf  resolve.Config
+	order []*server // best first
+	done  func(*dns.Msg, error)
+
+	mu    sync.Mutex // of what simple has begun
+	timer *time.Timer
+	first *inquiry // nil: it is not simple any more
+
 	replies chan reply
 	sent    int // also says who is next
 	open    int
 	err     Error
 }
 
+// simple is all there is to most questions: the best server is asked over UDP
+// and answers soon. That needs no goroutine. If it turns out otherwise, all
+// goes on with it. It reports whether it could begin.
+func (e *exchange) simple() bool {
+	if e.conf.TCP || !e.c.admit(e.ctx, false) {
+		return false
+	}
+	e.mu.Lock() // so that an answer or the timer finds all of this
+	defer e.mu.Unlock()
+	edns, mix := e.order[0].manners()
+	in, err := e.c.inquire(e.order[0], e.q, edns, mix, e.heard)
+	if err != nil {
+		<-e.c.asked
+		return false
+	}
+	e.first = in
+	e.timer = time.AfterFunc(e.race(), func() {
+		if in := e.take(); in != nil {
+			e.all(in)
+		}
+	})
+	return true
+}
+
+// take is the inquiry for who comes first: an answer or the timer.
+func (e *exchange) take() *inquiry {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	in := e.first
+	e.first = nil
+	return in
+}
+
+// heard is called when there is something to hear of the first inquiry.
+func (e *exchange) heard() {
+	in := e.take()
+	if in == nil {
+		return // all listens to it
+	}
+	e.timer.Stop()
+	h := <-in.heard
+	if h.err == nil && h.kind == answer {
+		if m, k := e.q.understand(h); k == answer && !refuses(m) {
+			s := e.order[0]
+			s.answered(time.Since(in.start))
+			s.judged(false)
+			<-e.c.asked
+			e.done(m, nil)
+			e.c.open.Done()
+			return
+		}
+	}
+	in.heard <- h
+	go e.all(in)
+}
+
+// all asks as many servers as it takes. first is the inquiry at the first one,
+// which has its place among those that servers have; nil if there is none.
+func (e *exchange) all(first *inquiry) {
+	defer e.c.open.Done()
+	ctx, cancel := context.WithTimeoutCause(e.ctx, e.c.total-first.since(), ErrTimeout)
+	defer cancel() // ends what is still being asked
+	defer context.AfterFunc(e.c.ctx, cancel)()
+	e.replies = make(chan reply, rounds*len(e.order))
+	e.done(e.run(ctx, first))
+}
+
 // run asks one server after the other: the next one when the one before is
-// slow, or at once when it has failed.
-func (e *exchange) run(ctx context.Context) (*dns.Msg, error) {
+// slow, or at once when it has failed. first is an inquiry at the first server,
+// or nil.
+func (e *exchange) run(ctx context.Context, first *inquiry) (*dns.Msg, error) {
 	var refusal *dns.Msg // better than nothing
 	var patience <-chan time.Time
-	if !e.start(ctx, true) {
+	if !e.start(ctx, true, first) {
 		return nil, e.fail(ctx)
 	}
-	timer := time.NewTimer(e.race())
+	timer := time.NewTimer(e.race() - first.since())
 	defer timer.Stop()
 	for {
 		select {
@@ -187,9 +266,9 @@ func (e *exchange) run(ctx context.Context) (*dns.Msg, error) {
 		case <-patience:
 			return refusal, nil
 		case <-timer.C:
-			// Without a free socket the servers that were asked have to do.
+			// Without a free place the servers that were asked have to do.
 			if e.open > 0 && e.sent%len(e.order) != 0 || e.open == 0 {
-				e.start(ctx, e.open == 0)
+				e.start(ctx, e.open == 0, nil)
 				timer.Reset(e.race())
 			}
 		case r := <-e.replies:
@@ -206,7 +285,7 @@ func (e *exchange) run(ctx context.Context) (*dns.Msg, error) {
 			switch {
 			case ctx.Err() != nil: // see above
 			case e.sent%len(e.order) != 0:
-				e.start(ctx, e.open == 0)
+				e.start(ctx, e.open == 0, nil)
 				timer.Reset(e.race())
 			case e.open > 0:
 			case refusal != nil:
@@ -226,28 +305,29 @@ func (e *exchange) race() time.Duration {
 	return min(max(minRace, 2*last.usual()), maxRace)
 }
 
-// start asks the next server, when there is a socket for it. It reports
-// whether there was one; without wait it does not wait for it.
-func (e *exchange) start(ctx context.Context, wait bool) bool {
-	if e.sent == cap(e.replies) || !e.c.socket(ctx, wait) {
+// start asks the next server, when there is a place for the question. It
+// reports whether there was one; without wait it does not wait for it. first
+// is as in run, and has its place.
+func (e *exchange) start(ctx context.Context, wait bool, first *inquiry) bool {
+	if first == nil && (e.sent == cap(e.replies) || !e.c.admit(ctx, wait)) {
 		return false
 	}
 	s := e.order[e.sent%len(e.order)]
 	e.sent, e.open = e.sent+1, e.open+1
-	e.c.open.Add(1) // Exchange's own keeps it from being zero
+	e.c.open.Add(1) // the question's own keeps it from being zero
 	go func() {
 		defer e.c.open.Done()
-		m, err := e.c.ask(ctx, s, e.q, e.conf)
-		<-e.c.sockets
+		m, err := e.c.ask(ctx, s, e.q, e.conf, first)
+		<-e.c.asked
 		e.replies <- reply{s, m, err}
 	}()
 	return true
 }
 
-// socket waits until another socket may be opened.
-func (c *Client) socket(ctx context.Context, wait bool) bool {
+// admit waits until a server may have another question.
+func (c *Client) admit(ctx context.Context, wait bool) bool {
 	select {
-	case c.sockets <- struct{}{}:
+	case c.asked <- struct{}{}:
 		return true
 	default:
 	}
@@ -255,7 +335,7 @@ func (c *Client) socket(ctx context.Context, wait bool) bool {
 		return false
 	}
 	select {
-	case c.sockets <- struct{}{}:
+	case c.asked <- struct{}{}:
 		return true
 	case <-ctx.Done():
 		return false
@@ -306,13 +386,13 @@ func (c *Client) begin(q *question) ([]*server, resolve.Config, error) {
 // probe asks a server only to see how it is.
 func (c *Client) probe(s *server, q *question, conf resolve.Config) {
 	defer c.open.Done()
-	if !c.socket(c.ctx, false) {
+	if !c.admit(c.ctx, false) {
 		return
 	}
-	defer func() { <-c.sockets }()
+	defer func() { <-c.asked }()
 	ctx, cancel := context.WithTimeoutCause(c.ctx, c.total, ErrTimeout)
 	defer cancel()
-	_, _ = c.ask(ctx, s, q, conf) // notes what comes of it
+	_, _ = c.ask(ctx, s, q, conf, nil) // notes what comes of it
 }
 
 // fail is why there is no answer. Servers that were asked and have not failed
@@ -328,7 +408,7 @@ func (e *exchange) fail(ctx context.Context) error {
 		}
 	}
 	if e.sent == 0 && errors.Is(e.err.cause, ErrTimeout) {
-		return fmt.Errorf("%w: %d questions wait for name servers already", ErrTimeout, maxSockets)
+		return fmt.Errorf("%w: %d questions wait for name servers already", ErrTimeout, maxAsked)
 	}
 	return &e.err
 }

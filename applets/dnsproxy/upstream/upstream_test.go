@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -215,11 +216,22 @@ func rcode(code int) script {
 
 func dead(packet) {}
 
+// wait asks and waits.
+func wait(ctx context.Context, c *Client, q Query) (m *dns.Msg, err error) {
+	done := make(chan struct{})
+	c.Ask(ctx, q, func(a *dns.Msg, failed error) {
+		m, err = a, failed
+		close(done)
+	})
+	<-done
+	return m, err
+}
+
 // ask asks for an address and expects it; "" expects an error, which it
 // returns.
 func ask(t *testing.T, c *Client, name, want string) error {
 	t.Helper()
-	m, err := c.Exchange(t.Context(), Query{Name: name, Type: dns.TypeA})
+	m, err := wait(t.Context(), c, Query{Name: name, Type: dns.TypeA})
 	if want == "" {
 		if err == nil {
 			t.Fatalf("%s: %v; want an error", name, m)
@@ -274,7 +286,7 @@ func TestExchange(t *testing.T) {
 		{Query{Name: `a\.b\032c.` + strings.Repeat("x", 63) + ".example.com", Type: dns.TypeTXT}, 0,
 			[]string{`a\.b\ c.` + strings.Repeat("x", 63) + ".example.com."}},
 	} {
-		m, err := c.Exchange(t.Context(), tt.q)
+		m, err := wait(t.Context(), c, tt.q)
 		if err != nil {
 			t.Errorf("%+v: %v", tt.q, err)
 			continue
@@ -294,32 +306,142 @@ func TestExchange(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"a..example", strings.Repeat("x", 64) + ".example", strings.Repeat("x.", 130)} {
-		if _, err := c.Exchange(t.Context(), Query{Name: name, Type: dns.TypeA}); !errors.Is(err, ErrName) {
+		if _, err := wait(t.Context(), c, Query{Name: name, Type: dns.TypeA}); !errors.Is(err, ErrName) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
 }
 
 // Whoever sees no question has to guess its id, its port and the case of its
-// letters.
+// letters. A port has many questions only if there are many at a time, and
+// never more than a few.
 func TestQuestionsAreNotPredictable(t *testing.T) {
 	var mu sync.Mutex
-	ids, ports, names := map[uint16]bool{}, map[uint16]bool{}, map[string]bool{}
+	ids, ports, names := map[uint16]bool{}, map[uint16]int{}, map[string]bool{}
 	h := always("203.0.113.1")
 	port, _ := serve(t, func(p packet) {
 		mu.Lock()
-		ids[p.msg.Id], ports[p.from.Port()], names[p.msg.Question[0].Name] = true, true, true
+		ids[p.msg.Id], names[p.msg.Question[0].Name] = true, true
+		ports[p.from.Port()]++
 		mu.Unlock()
 		h(p)
 	})
 	c := client(t, port, 1)
-	for range 100 {
+	for n := range 2000 {
 		ask(t, c, "unpredictable.example.com", "203.0.113.1")
+		if n == maxPorts-1 {
+			mu.Lock()
+			if len(ports) != maxPorts {
+				t.Errorf("%d ports of as many questions as there may be ports", len(ports))
+			}
+			mu.Unlock()
+		}
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if len(ids) < 90 || len(ports) < 90 || len(names) < 90 { // a few may meet by chance
-		t.Errorf("%d ids, %d ports, %d names of 100 questions", len(ids), len(ports), len(names))
+	if len(ids) < 1900 || len(names) < 1900 { // some meet by chance
+		t.Errorf("%d ids, %d names", len(ids), len(names))
+	}
+	for p, n := range ports {
+		if n > portUses {
+			t.Errorf("%d questions from port %d", n, p)
+		}
+	}
+	if len(ports) < 2000/portUses {
+		t.Errorf("%d ports", len(ports))
+	}
+}
+
+// A port that may be found out does not last.
+func TestPortsEnd(t *testing.T) {
+	before := runtime.NumGoroutine()
+	var mu sync.Mutex
+	var last packet
+	port, _ := serve(t, func(p packet) {
+		mu.Lock()
+		last = p
+		mu.Unlock()
+		always("203.0.113.1")(p)
+	})
+	started := runtime.NumGoroutine()
+	c := client(t, port, 1)
+	for range 2 * maxPorts {
+		ask(t, c, "a.example.com", "203.0.113.1")
+	}
+	open := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.ports)
+	}
+	if n := open(); n != maxPorts {
+		t.Errorf("%d ports", n)
+	}
+	for end := time.Now().Add(5 * time.Second); open() > 0 || runtime.NumGoroutine() > started; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d ports are still open, %d goroutines; %d before", open(), runtime.NumGoroutine(), before)
+		}
+	}
+	// One that is guessed at ends at once.
+	c = client(t, port, 1)
+	ask(t, c, "a.example.com", "203.0.113.1")
+	mu.Lock()
+	forge := last.send
+	mu.Unlock()
+	for range maxStrays + 1 {
+		forge([]byte("a packet that answers nothing"))
+	}
+	for end := time.Now().Add(5 * time.Second); open() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the port is still open")
+		}
+	}
+	if n := c.strays.Load(); n != maxStrays+1 {
+		t.Errorf("%d strays", n)
+	}
+}
+
+// Answers to questions that were repeated come twice. That forges nothing, nor
+// is it mixed up with other questions of the port.
+func TestSecondAnswers(t *testing.T) {
+	port, stubs := serve(t, func(p packet) {
+		for range 5 {
+			always("203.0.113.1")(p)
+		}
+	})
+	c := client(t, port, 1)
+	for range 20 * maxPorts {
+		ask(t, c, "a.example.com", "203.0.113.1")
+	}
+	if c.strays.Load() != 0 || stubs[0].tcp.Load() != 0 {
+		t.Errorf("%d strays, %d questions over TCP", c.strays.Load(), stubs[0].tcp.Load())
+	}
+}
+
+// Many questions at the same time, over few ports, answered in any order: each
+// gets its own answer.
+func TestQuestionsShareAPort(t *testing.T) {
+	port, stubs := serve(t, func(p packet) {
+		time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
+		var a, b int
+		fmt.Sscanf(p.msg.Question[0].Name[1:], "%d-%d", &a, &b)
+		always(fmt.Sprintf("203.0.%d.%d", a, b))(p)
+	})
+	c := client(t, port, 1)
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			for j := range 20 {
+				name, want := fmt.Sprintf("n%d-%d.example.com", i, j), fmt.Sprintf("203.0.%d.%d", i, j)
+				m, err := wait(t.Context(), c, Query{Name: name, Type: dns.TypeA})
+				if err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != want {
+					t.Errorf("%s: %v, %v", name, m, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if c.strays.Load() != 0 || stubs[0].tcp.Load() != 0 {
+		t.Errorf("%d strays, %d questions over TCP", c.strays.Load(), stubs[0].tcp.Load())
 	}
 }
 
@@ -526,7 +648,7 @@ func TestLargeAnswer(t *testing.T) {
 		p.send(wire(m))
 	})
 	c := client(t, port, 1)
-	m, err := c.Exchange(t.Context(), Query{Name: "a.example.com", Type: dns.TypeA})
+	m, err := wait(t.Context(), c, Query{Name: "a.example.com", Type: dns.TypeA})
 	if err != nil || len(m.Answer) != len(records) || m.Len() < 50_000 {
 		t.Errorf("%v", err)
 	}
@@ -597,17 +719,17 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	port, _ := serve(t, rcode(dns.RcodeServerFailure), rcode(dns.RcodeRefused))
-	m, err := client(t, port, 2).Exchange(t.Context(), Query{Name: "a.example.com", Type: dns.TypeA})
+	m, err := wait(t.Context(), client(t, port, 2), Query{Name: "a.example.com", Type: dns.TypeA})
 	if err != nil || m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("%v, %v", m, err)
 	}
 	port, _ = serve(t, rcode(dns.RcodeServerFailure), dead)
-	m, err = client(t, port, 2).Exchange(t.Context(), Query{Name: "a.example.com", Type: dns.TypeA})
+	m, err = wait(t.Context(), client(t, port, 2), Query{Name: "a.example.com", Type: dns.TypeA})
 	if err != nil || m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("%v, %v", m, err)
 	}
 	port, stubs := serve(t, rcode(dns.RcodeNameError), always("203.0.113.2"))
-	m, err = client(t, port, 2).Exchange(t.Context(), Query{Name: "a.example.com", Type: dns.TypeA})
+	m, err = wait(t.Context(), client(t, port, 2), Query{Name: "a.example.com", Type: dns.TypeA})
 	if err != nil || m.Rcode != dns.RcodeNameError || stubs[1].udp.Load() != 0 {
 		t.Errorf("%v, %v", m, err)
 	}
@@ -629,7 +751,7 @@ func TestDeadServer(t *testing.T) {
 	ask(t, c, "a.example.com", "203.0.113.1")
 	stubs[1].set(always("203.0.113.2"))
 	for try := 0; ; try++ {
-		m, err := c.Exchange(t.Context(), Query{Name: "a.example.com", Type: dns.TypeA})
+		m, err := wait(t.Context(), c, Query{Name: "a.example.com", Type: dns.TypeA})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -744,7 +866,7 @@ func TestFileChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		m, err := c.Exchange(t.Context(), Query{Name: "a.example.com", Type: dns.TypeA})
+		m, err := wait(t.Context(), c, Query{Name: "a.example.com", Type: dns.TypeA})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -760,21 +882,21 @@ func TestFileChanges(t *testing.T) {
 	}
 }
 
-// Not more sockets are open than may be; who waits for one can give up.
-func TestSocketsAreBounded(t *testing.T) {
+// Servers have no more questions than they may; who waits for them can give up.
+func TestQuestionsAreBounded(t *testing.T) {
 	port, stubs := serve(t, dead)
 	c := client(t, port, 1)
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
-	for range maxSockets {
-		wg.Go(func() { c.Exchange(ctx, Query{Name: "a.example.com", Type: dns.TypeA}) })
+	for range maxAsked {
+		wg.Go(func() { wait(ctx, c, Query{Name: "a.example.com", Type: dns.TypeA}) })
 	}
-	for stubs[0].udp.Load() < maxSockets {
+	for stubs[0].udp.Load() < maxAsked {
 		time.Sleep(time.Millisecond)
 	}
 	waiting, giveUp := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer giveUp()
-	if _, err := c.Exchange(waiting, Query{Name: "late.example.com", Type: dns.TypeA}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := wait(waiting, c, Query{Name: "late.example.com", Type: dns.TypeA}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	stubs[0].set(always("203.0.113.1"))
@@ -791,11 +913,11 @@ func TestClose(t *testing.T) {
 	errs := make(chan error, 20)
 	for range cap(errs) {
 		go func() {
-			_, err := c.Exchange(t.Context(), Query{Name: "a.example.com", Type: dns.TypeA})
+			_, err := wait(t.Context(), c, Query{Name: "a.example.com", Type: dns.TypeA})
 			errs <- err
 		}()
 	}
-	for len(c.sockets) < cap(errs) {
+	for len(c.asked) < cap(errs) {
 		time.Sleep(time.Millisecond)
 	}
 	c.Close()
@@ -813,8 +935,8 @@ func TestClose(t *testing.T) {
 			t.Fatalf("%d goroutines; %d with the servers, %d before", runtime.NumGoroutine(), started, before)
 		}
 	}
-	if len(c.sockets) != 0 || len(c.tcp) != 0 {
-		t.Errorf("%d sockets, %d of TCP", len(c.sockets), len(c.tcp))
+	if len(c.asked) != 0 || len(c.tcp) != 0 {
+		t.Errorf("%d questions, %d over TCP", len(c.asked), len(c.tcp))
 	}
 }
 
@@ -900,7 +1022,7 @@ func BenchmarkExchange(b *testing.B) {
 			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					if _, err := c.Exchange(b.Context(), Query{Name: "www.example.com", Type: dns.TypeA}); err != nil {
+					if _, err := wait(b.Context(), c, Query{Name: "www.example.com", Type: dns.TypeA}); err != nil {
 						b.Error(err)
 					}
 				}

@@ -108,8 +108,8 @@ type op struct {
 	answers []Answer
 	removed []netip.Addr // what Retain has closed
 	err     error
-	carried bool          // out; err and removed are what came of it
-	done    chan struct{} // closed then; nil if nobody waits
+	carried bool        // out; err and removed are what came of it
+	then    func(error) // called then
 }
 
 // New takes over what is in the firewall, whose owners are unknown.
@@ -155,34 +155,48 @@ func lifetime(ttl time.Duration) time.Duration { return ttl + extra }
 // than their TTL at least. Those that are there for long enough anyway cost
 // nothing.
 func (s *Set) Learn(ctx context.Context, name string, answers []Answer) error {
+	done := make(chan error, 1)
+	s.LearnThen(name, slices.Clone(answers), func(err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// LearnThen is Learn that has then called instead of returning: before it
+// returns, or in another goroutine, for which others wait meanwhile. answers
+// must not be changed any more.
+func (s *Set) LearnThen(name string, answers []Answer, then func(error)) {
 	for _, a := range answers {
 		if a.TTL > MaxTTL {
-			return fmt.Errorf("learn %s: a TTL of %v; at most %v is possible", name, a.TTL, MaxTTL)
+			then(fmt.Errorf("learn %s: a TTL of %v; at most %v is possible", name, a.TTL, MaxTTL))
+			return
 		}
 	}
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return errClosed
-	}
-	if s.allowed != nil && !s.allowed(name) {
-		s.mu.Unlock()
-		return fmt.Errorf("learn %s: %w", name, ErrNotAllowed)
-	}
 	now := time.Now()
-	s.check(now)
-	if !slices.ContainsFunc(answers, func(a Answer) bool { return !s.fresh(a, now) }) {
-		for _, a := range answers {
-			s.own(a.Addr, name, now)
-		}
+	switch {
+	case s.closed:
 		s.mu.Unlock()
-		return nil
+		then(errClosed)
+		return
+	case s.allowed != nil && !s.allowed(name):
+		s.mu.Unlock()
+		then(fmt.Errorf("learn %s: %w", name, ErrNotAllowed))
+		return
 	}
-	o := &op{name: name, answers: slices.Clone(answers)}
-	if err := s.submit(ctx, o); err != nil { // unlocks
-		return err
+	s.check(now)
+	if slices.ContainsFunc(answers, func(a Answer) bool { return !s.fresh(a, now) }) {
+		s.submit(&op{name: name, answers: answers, then: then}) // unlocks
+		return
 	}
-	return o.err
+	for _, a := range answers {
+		s.own(a.Addr, name, now)
+	}
+	s.mu.Unlock()
+	then(nil)
 }
 
 // TryLearn is Learn where that does not wait for a transaction: where all the
@@ -210,29 +224,22 @@ func (s *Set) TryLearn(name string, addrs []netip.Addr, ttl time.Duration) bool 
 	return true
 }
 
-// submit has an op carried out, unless ctx ends first. It is called with the
-// lock held and returns without. Who comes when nobody changes the firewall
-// does so at once, in the goroutine that it has; what others want meanwhile is
-// done together, next.
-func (s *Set) submit(ctx context.Context, o *op) error {
+// submit has an op carried out. It is called with the lock held and returns
+// without. Who comes when nobody changes the firewall does so at once, in the
+// goroutine that it has; what others want meanwhile is done together, next.
+func (s *Set) submit(o *op) {
 	if len(s.queue) >= maxQueue {
 		s.mu.Unlock()
-		return errBusy
+		o.then(errBusy)
+		return
 	}
 	s.queue = append(s.queue, o)
-	if !s.busy {
-		s.busy = true
-		s.commit(o) // unlocks
-		return nil
+	if s.busy {
+		s.mu.Unlock()
+		return
 	}
-	o.done = make(chan struct{})
-	s.mu.Unlock()
-	select {
-	case <-o.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	s.busy = true
+	s.commit(o) // unlocks
 }
 
 // fresh reports whether an answer needs no renewal.
@@ -290,11 +297,15 @@ func (s *Set) Retain(ctx context.Context, allowed func(name string) bool) ([]net
 		return nil, errClosed
 	}
 	s.allowed = allowed
-	o := &op{}
-	if err := s.submit(ctx, o); err != nil {
-		return nil, err
+	done := make(chan error, 1)
+	o := &op{then: func(err error) { done <- err }}
+	s.submit(o) // unlocks
+	select {
+	case err := <-done:
+		return o.removed, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	return o.removed, o.err
 }
 
 // Names are the names that the container was answered with the address for,
@@ -346,9 +357,15 @@ func (s *Set) commit(own *op) {
 			return
 		}
 		if s.closed {
-			s.finish(s.queue, errClosed)
+			rest := s.queue
 			s.queue = nil
-			break
+			for _, o := range rest {
+				o.err = errClosed
+			}
+			s.mu.Unlock()
+			finish(rest)
+			s.mu.Lock()
+			continue
 		}
 		s.check(time.Now())
 		s.committing = true
@@ -356,8 +373,8 @@ func (s *Set) commit(own *op) {
 			o := s.queue[0]
 			s.queue = s.queue[1:]
 			s.retain(o) // unlocks
+			finish([]*op{o})
 			s.mu.Lock()
-			s.finish([]*op{o}, nil)
 			continue
 		}
 		n, size := 0, 0
@@ -371,8 +388,8 @@ func (s *Set) commit(own *op) {
 			s.queue = nil // or it would keep what was in front
 		}
 		s.learn(batch) // unlocks
+		finish(batch)
 		s.mu.Lock()
-		s.finish(batch, nil)
 	}
 	s.busy = false
 	if s.closed {
@@ -381,17 +398,11 @@ func (s *Set) commit(own *op) {
 	s.mu.Unlock()
 }
 
-// finish tells those who wait for ops that they are carried out, or could not
-// be because of err.
-func (s *Set) finish(ops []*op, err error) {
+// finish tells those who wait for ops what came of them.
+func finish(ops []*op) {
 	for _, o := range ops {
-		if err != nil {
-			o.err = err
-		}
 		o.carried = true
-		if o.done != nil {
-			close(o.done)
-		}
+		o.then(o.err)
 	}
 }
 
