@@ -1,8 +1,12 @@
 package main
 
 import (
+	"encoding/binary"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestStub(t *testing.T) {
@@ -61,4 +65,51 @@ func TestParsePerf(t *testing.T) {
 	if _, err := parsePerf(""); err == nil {
 		t.Error("nothing is taken for a result")
 	}
+}
+
+func TestStubServes(t *testing.T) {
+	at := netip.MustParseAddrPort("127.0.0.1:0")
+	probe, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at = probe.LocalAddr().(*net.UDPAddr).AddrPort()
+	probe.Close()
+	stop, err := startStub(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	const n = 3 * stubBatch / 2
+	for i := range n {
+		q := question(uint16(i), "a.bench.test")
+		if i%4 == 3 {
+			q = q[:5] // is left out
+		}
+		if _, err := conn.Write(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[uint16]bool{}
+	buf := make([]byte, stubSize)
+	for range n * 3 / 4 {
+		got, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := binary.BigEndian.Uint16(buf)
+		if err := checkAnswer(question(id, "a.bench.test"), buf[:got]); err != nil {
+			t.Error(err)
+		}
+		seen[id] = true
+	}
+	if len(seen) != n*3/4 {
+		t.Errorf("%d answers", len(seen))
+	}
+	stop() // returns
 }
