@@ -6,6 +6,7 @@
 package learned
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ const (
 	defaultMaxPairs = 16384
 	maxOwners       = 16  // names that are remembered as owners of one address
 	maxBatch        = 256 // addresses of one transaction
+	evictShare      = 64  // of all that may be there, one in so many goes at once
 	maxQueue        = 4096
 	// checkEvery is how often it is looked whether somebody else has changed
 	// the firewall.
@@ -86,6 +88,7 @@ type Set struct {
 	committing bool
 	allowed    func(string) bool // nil: everything that is learned
 	entries    map[netip.Addr]*entry
+	order      soonest // the same
 	pairs      pairs
 	epoch      uint32 // what was learned in another one may not be there any more
 	generation uint32 // that own commits explain
@@ -96,6 +99,8 @@ type Set struct {
 // entry is an address that is, or may be, in the firewall. One without owners
 // was found there, or could not be closed.
 type entry struct {
+	addr    netip.Addr
+	place   int       // in order
 	until   time.Time // it is there until then if nobody else has changed that; zero: perhaps
 	timeout time.Duration
 	epoch   uint32   // in which it was learned
@@ -129,7 +134,7 @@ func New(o Options) (*Set, error) {
 		return nil, fmt.Errorf("find what names have opened: %w", err)
 	}
 	for _, l := range there {
-		s.entries[l.Addr] = &entry{until: time.Now().Add(l.Timeout), timeout: l.Timeout}
+		s.add(&entry{addr: l.Addr, until: time.Now().Add(l.Timeout), timeout: l.Timeout})
 	}
 	return s, nil
 }
@@ -496,18 +501,19 @@ func (s *Set) record(o *op, add map[netip.Addr]nft.Learned, now time.Time) {
 	for _, a := range o.answers {
 		e := s.entries[a.Addr]
 		if e == nil {
-			e = &entry{}
-			s.entries[a.Addr] = e
+			e = &entry{addr: a.Addr}
+			s.add(e)
 		}
 		if t := add[a.Addr].Timeout; t != 0 {
 			e.timeout, e.until, e.epoch = t, now.Add(t), s.epoch
+			heap.Fix(&s.order, e.place)
 		}
 		s.own(a.Addr, o.name, now)
 	}
 }
 
-// evict makes room for new addresses: of those that expire soonest, a good
-// part goes at once, so that it does not have to be done for every one.
+// evict makes room for new addresses: those that expire soonest go, and some
+// more at once, so that it does not have to be done for every new one.
 func (s *Set) evict(add map[netip.Addr]nft.Learned, now time.Time) (evicted []netip.Addr) {
 	more := 0
 	for a := range add {
@@ -515,28 +521,60 @@ func (s *Set) evict(add map[netip.Addr]nft.Learned, now time.Time) (evicted []ne
 			more++
 		}
 	}
-	if len(s.entries)+more <= s.o.MaxAddrs {
+	most := s.o.MaxAddrs - more
+	if len(s.entries) <= most {
 		return nil
 	}
-	type candidate struct {
-		addr  netip.Addr
-		until time.Time
-	}
-	all := make([]candidate, 0, len(s.entries))
-	for a, e := range s.entries {
-		if _, wanted := add[a]; !wanted {
-			all = append(all, candidate{a, e.until})
+	most -= s.o.MaxAddrs / evictShare
+	var wanted []*entry
+	for len(s.entries) > max(most, 0) {
+		e := s.order.all[0]
+		s.remove(e)
+		if _, ok := add[e.addr]; ok {
+			wanted = append(wanted, e)
+			most--
+		} else if e.until.IsZero() || e.until.After(now) { // else it is gone
+			evicted = append(evicted, e.addr)
 		}
 	}
-	slices.SortFunc(all, func(a, b candidate) int { return a.until.Compare(b.until) })
-	n := min(len(all), len(s.entries)+more-s.o.MaxAddrs+s.o.MaxAddrs/16)
-	for _, c := range all[:n] {
-		delete(s.entries, c.addr)
-		if c.until.IsZero() || c.until.After(now) { // else it is gone
-			evicted = append(evicted, c.addr)
-		}
+	for _, e := range wanted {
+		s.add(e)
 	}
 	return evicted
+}
+
+func (s *Set) add(e *entry) {
+	s.entries[e.addr] = e
+	heap.Push(&s.order, e)
+}
+
+func (s *Set) remove(e *entry) {
+	delete(s.entries, e.addr)
+	heap.Remove(&s.order, e.place)
+}
+
+// soonest is a heap.Interface of entries: the one that expires first is first.
+type soonest struct{ all []*entry }
+
+func (h *soonest) Len() int           { return len(h.all) }
+func (h *soonest) Less(i, j int) bool { return h.all[i].until.Before(h.all[j].until) }
+
+func (h *soonest) Swap(i, j int) {
+	h.all[i], h.all[j] = h.all[j], h.all[i]
+	h.all[i].place, h.all[j].place = i, j
+}
+
+func (h *soonest) Push(x any) {
+	e := x.(*entry)
+	e.place = len(h.all)
+	h.all = append(h.all, e)
+}
+
+func (h *soonest) Pop() any {
+	e := h.all[len(h.all)-1]
+	h.all[len(h.all)-1] = nil
+	h.all = h.all[:len(h.all)-1]
+	return e
 }
 
 // transactions runs a change outside of the lock, n addresses.
@@ -572,7 +610,7 @@ func (s *Set) retain(o *op) {
 		e.owners = slices.DeleteFunc(e.owners, func(name string) bool { return s.allowed != nil && !s.allowed(name) })
 		if len(e.owners) == 0 {
 			o.removed = append(o.removed, a)
-			delete(s.entries, a)
+			s.remove(e)
 		}
 	}
 	slices.SortFunc(o.removed, netip.Addr.Compare)
@@ -609,7 +647,7 @@ func (s *Set) suspect(addrs []netip.Addr) {
 	defer s.mu.Unlock()
 	for _, a := range addrs {
 		if s.entries[a] == nil {
-			s.entries[a] = &entry{}
+			s.add(&entry{addr: a})
 		}
 	}
 }

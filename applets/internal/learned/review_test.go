@@ -89,7 +89,7 @@ func TestHostileZoneTakesLittleMemory(t *testing.T) {
 		for j := range 4 {
 			a := netip.AddrFrom4([4]byte{203, 0, byte((i*4 + j) >> 8 & 0x3f), byte(i*4 + j)})
 			if s.entries[a] == nil {
-				s.entries[a] = &entry{until: time.Now().Add(time.Hour)}
+				s.add(&entry{addr: a, until: time.Now().Add(time.Hour)})
 			}
 			s.own(a, fmt.Sprintf("name-%d.zone.example.com", i), time.Now())
 		}
