@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -230,8 +231,9 @@ func (s *Set) TryLearn(name string, addrs []netip.Addr, ttl time.Duration) bool 
 }
 
 // submit has an op carried out. It is called with the lock held and returns
-// without. Who comes when nobody changes the firewall does so at once, in the
-// goroutine that it has; what others want meanwhile is done together, next.
+// without. Who comes when nobody changes the firewall does so, in the goroutine
+// that it has; what others want meanwhile is done together, next. Goroutines
+// that have something to do already go first: it may be more of the same.
 func (s *Set) submit(o *op) {
 	if len(s.queue) >= maxQueue {
 		s.mu.Unlock()
@@ -244,6 +246,9 @@ func (s *Set) submit(o *op) {
 		return
 	}
 	s.busy = true
+	s.mu.Unlock()
+	runtime.Gosched()
+	s.mu.Lock()
 	s.commit(o) // unlocks
 }
 
