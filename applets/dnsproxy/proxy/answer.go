@@ -73,7 +73,8 @@ func (e *Engine) judge(m *dns.Msg, err error, k key) *result {
 }
 
 // distil takes from an answer what belongs to the question: the aliases that
-// lead on from its name, and the records of its type at their end.
+// lead on from its name, and the records of its type at their end. The message
+// is of no more use: its records are the result's.
 func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 	r := &result{rcode: m.Rcode}
 	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
@@ -84,7 +85,6 @@ func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 	}
 	ttl := uint32(learned.MaxTTL / time.Second)
 	add := func(rr dns.RR) {
-		rr = dns.Copy(rr)
 		rr.Header().Ttl = lifetime(rr.Header().Ttl)
 		ttl = min(ttl, rr.Header().Ttl)
 		r.answer = append(r.answer, rr)
@@ -122,7 +122,6 @@ func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 		found = true
 		if addr, ok := address(rr); ok {
 			if policy.NotPublic(addr) != "" {
-				rr = dns.Copy(rr)
 				rr.Header().Ttl = lifetime(rr.Header().Ttl)
 				ttl = min(ttl, rr.Header().Ttl)
 				r.hidden = append(r.hidden, hidden{rr, addr})
@@ -143,7 +142,7 @@ func distil(m *dns.Msg, k key, now time.Time) (*result, error) {
 			if !ok || soa.Hdr.Class != dns.ClassINET || !dns.IsSubDomain(soa.Hdr.Name, dns.Fqdn(owner)) {
 				continue
 			}
-			r.soa = dns.Copy(soa)
+			r.soa = soa
 			life = time.Duration(min(lifetime(soa.Hdr.Ttl), lifetime(soa.Minttl))) * time.Second
 			r.size += dns.Len(soa) * 3
 			break

@@ -112,9 +112,10 @@ func (c *Client) overUDP(ctx context.Context, s *server, q *question, conf resol
 	repeat := max(minRepeat, 4*s.usual())
 	timer := time.NewTimer(repeat - time.Since(in.start))
 	defer timer.Stop()
+	results := in.results()
 	for sent := 1; ; {
 		select {
-		case h := <-in.heard:
+		case h := <-results:
 			if h.err != nil || h.kind == stray {
 				return nil, stray, h.err
 			}

@@ -64,9 +64,13 @@ type inquiry struct {
 	port  *port
 	sent  []byte
 	start time.Time
-	heard chan heard // has room for the one that it gets
-	wake  func()     // called then, unless it is nil
-	over  bool       // it gets none any more
+	wake  func() // called once there is something to hear, unless it is nil
+
+	// Guarded by the port's lock.
+	over   bool       // it gets no answer any more
+	told   bool       // heard is something
+	heard  heard      // what was heard
+	listen chan heard // gets it; has room for it
 }
 
 // heard is what became of an inquiry.
@@ -80,7 +84,7 @@ type heard struct {
 // another goroutine once there is something to hear. If nothing was heard, end
 // is to be called in the end.
 func (c *Client) inquire(s *server, q *question, edns, mix bool, wake func()) (*inquiry, error) {
-	in := &inquiry{q: q, sent: q.packet(edns, mix), start: time.Now(), heard: make(chan heard, 1), wake: wake}
+	in := &inquiry{q: q, sent: q.packet(edns, mix), start: time.Now(), wake: wake}
 	for {
 		p, err := c.pick(s)
 		if err != nil {
@@ -114,6 +118,24 @@ func (in *inquiry) edns() bool { return len(in.sent) > in.q.end }
 func (in *inquiry) again() error {
 	_, err := in.port.conn.Write(in.sent)
 	return err
+}
+
+// result is what was heard; wake has been called.
+func (in *inquiry) result() heard {
+	in.port.mu.Lock()
+	defer in.port.mu.Unlock()
+	return in.heard
+}
+
+// results is where it will be, or is already. It is called once.
+func (in *inquiry) results() <-chan heard {
+	in.port.mu.Lock()
+	defer in.port.mu.Unlock()
+	in.listen = make(chan heard, 1)
+	if in.told {
+		in.listen <- in.heard
+	}
+	return in.listen
 }
 
 // end gives it up, if nothing was heard yet.
@@ -226,6 +248,15 @@ func (p *port) conclude(in *inquiry) bool {
 	return true
 }
 
+// tell notes what is to be heard. The lock is held; wake is to be called
+// without it.
+func (in *inquiry) tell(h heard) {
+	in.told, in.heard = true, h
+	if in.listen != nil {
+		in.listen <- h
+	}
+}
+
 // listen passes answers on to those who wait for them.
 func (p *port) listen() {
 	defer p.c.open.Done()
@@ -282,10 +313,13 @@ func (p *port) take(b []byte) {
 		h.packet = bytes.Clone(b)
 	}
 	first := p.conclude(in) // else it is a second answer, to a question that was repeated
-	p.closeUnused()
-	p.mu.Unlock()
 	if first {
 		in.tell(h)
+	}
+	p.closeUnused()
+	p.mu.Unlock()
+	if first && in.wake != nil {
+		in.wake()
 	}
 }
 
@@ -296,20 +330,15 @@ func (p *port) fail(h heard) {
 	var failed []*inquiry
 	for _, in := range p.asked[:p.n] {
 		if p.conclude(in) {
+			in.tell(h)
 			failed = append(failed, in)
 		}
 	}
 	p.closeUnused()
 	p.mu.Unlock()
 	for _, in := range failed {
-		in.tell(h)
-	}
-}
-
-// tell passes on the one thing that there is to hear.
-func (in *inquiry) tell(h heard) {
-	in.heard <- h
-	if in.wake != nil {
-		in.wake()
+		if in.wake != nil {
+			in.wake()
+		}
 	}
 }

@@ -218,7 +218,7 @@ func (e *exchange) heard() {
 		return // all listens to it
 	}
 	e.timer.Stop()
-	h := <-in.heard
+	h := in.result()
 	if h.err == nil && h.kind == answer {
 		if m, k := e.q.understand(h); k == answer && !refuses(m) {
 			s := e.order[0]
@@ -230,7 +230,6 @@ func (e *exchange) heard() {
 			return
 		}
 	}
-	in.heard <- h
 	go e.all(in)
 }
 
