@@ -876,6 +876,8 @@ func TestFlood(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+	w.engine.audit.mu.Lock()
+	defer w.engine.audit.mu.Unlock()
 	if n := len(w.engine.audit.last); n > auditNames {
 		t.Errorf("%d names remembered for the audit log", n)
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	udpReaders = 2
+	udpReaders = 1
 	// maxWaiting and maxReady are how many questions are worked on at a time:
 	// those that wait for upstream, and those that at most wait for the
 	// firewall and shall not wait for the others.
