@@ -4,6 +4,8 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"time"
+
+	"github.com/terok-ai/terok-box/nl/ruleset"
 )
 
 // How much is told about one container, whatever it does. Questions that
@@ -19,9 +21,9 @@ const (
 	lineBurst = 50  // lines of the audit log at once…
 	lineRate  = 1   // …and a second from then on
 	// A name is looked up for one packet, not for all that follow each other
-	// to the same address.
+	// to the same address: as often as the firewall logs something new.
 	lookupBurst = 256
-	lookupRate  = 32
+	lookupRate  = ruleset.LogRate
 
 	// maxKeys is how many destinations are remembered. Within a window there
 	// are not more than lookupBurst and what the rates admit; the rest waits

@@ -352,6 +352,25 @@ func TestScan(t *testing.T) {
 	})
 }
 
+// Who answers is asked on, as fast as the firewall logs.
+func TestAnswered(t *testing.T) {
+	inBubble(t, Config{}, func(d *dry) {
+		const n = 2000
+		for i := range n {
+			d.blockedTCP(number(i), 443)
+			synctest.Wait()
+			d.Answered()
+			time.Sleep(time.Second / ruleset.LogRate)
+		}
+		if s := d.Status(); s.Asked != n || s.Suppressed != 0 {
+			t.Errorf("%+v", s)
+		}
+		if len(d.ledger.keys) > maxKeys || len(d.aliases) > maxAliases {
+			t.Errorf("in memory are %d and %d", len(d.ledger.keys), len(d.aliases))
+		}
+	})
+}
+
 // A hub that does not read stalls nothing, and what it has missed is asked
 // when it happens again.
 func TestSlowHub(t *testing.T) {
