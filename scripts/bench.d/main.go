@@ -56,7 +56,7 @@ func main() {
 		io.Copy(io.Discard, os.Stdin)
 		return
 	}
-	benches := map[string]func() ([]row, error){"hook": benchHook, "addresses": benchAddresses, "dns": benchDNS, "clearance": benchClearance, "size": benchSize}
+	benches := map[string]func() ([]row, error){"hook": benchHook, "addresses": benchAddresses, "dns": benchDNS, "clearance": benchClearance, "allow": benchAllow, "size": benchSize}
 	names := slices.Sorted(maps.Keys(benches))
 	asJSON := flag.Bool("json", false, "print a JSON list")
 	flag.Usage = func() {
