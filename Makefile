@@ -5,7 +5,7 @@ NAMES    = nft-hook reader-hook clearance-hub clearance-verdict terok-shield ter
 
 export CGO_ENABLED = 0
 
-.PHONY: help build build/demo demo test unit e2e lint bench fuzz ci clean
+.PHONY: help build man completions build/demo demo test unit e2e lint bench fuzz ci clean
 
 help: ## this text
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -16,6 +16,20 @@ build: ## build/terok-box, static and stripped, with its symlinks
 
 build/demo: build
 	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./scripts/demo
+
+man: ## man pages in build/man, for make packages
+	@mkdir -p build/man
+	for f in resources/man/*.scd; do \
+	  SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-0} scdoc <$$f >build/man/$$(basename $$f .scd) || exit 1; \
+	done
+
+completions: build ## of all programs for bash, zsh and fish in build/completions
+	@mkdir -p build/completions/bash build/completions/zsh build/completions/fish
+	for name in $(NAMES); do \
+	  build/terok-box --completion bash $$name >build/completions/bash/$$name && \
+	  build/terok-box --completion zsh $$name >build/completions/zsh/_$$name && \
+	  build/terok-box --completion fish $$name >build/completions/fish/$$name.fish || exit 1; \
+	done
 
 demo: build/demo ## the main job in under a minute
 	build/demo

@@ -7,6 +7,7 @@ package applets
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/dnsproxy"
 	"github.com/terok-ai/terok-box/applets/hub"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/grammar"
 	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/applets/nflogreader"
 	"github.com/terok-ai/terok-box/applets/nfthook"
@@ -36,6 +38,7 @@ type applet struct {
 	alias   []string
 	about   string
 	run     func(env *cmdenv.Env, args []string) int
+	grammar func() (grammar.Program, error) // nil: what --help says
 }
 
 // table lists every program in the order people see.
@@ -43,9 +46,9 @@ func table() []applet {
 	return []applet{
 		{name: "nft-hook", alias: []string{"terok-shield-hook"}, about: "OCI hook: puts the firewall into a container before it starts", run: nfthook.Run},
 		{name: "reader-hook", alias: []string{"terok-shield-bridge-hook"}, about: "OCI hook: starts the one who asks about blocked packets", run: readerhook.Run},
-		{name: hub.Name, alias: []string{"terok-clearance-hub"}, about: "passes blocked packets to whoever can answer", run: runHub},
+		{name: hub.Name, alias: []string{"terok-clearance-hub"}, about: "passes blocked packets to whoever can answer", run: runHub, grammar: hubGrammar},
 		{name: verdict.Name, about: "carries out the answers", run: verdict.Run},
-		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run},
+		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run, grammar: shield.Grammar},
 		{name: notify.Name, about: "desktop notifications with Allow and Deny", run: notify.Run},
 		{name: shielded.InsideName, private: true, run: shield.RunInside},
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
@@ -65,6 +68,62 @@ func runHub(env *cmdenv.Env, args []string) int {
 		}
 	}
 	return hub.Run(env, args)
+}
+
+// hubGrammar has the verbs of runHub, too.
+func hubGrammar() (grammar.Program, error) {
+	p, err := hub.Grammar()
+	if err != nil {
+		return p, err
+	}
+	for _, v := range []struct {
+		name, about string
+		run         func(env *cmdenv.Env, args []string) int
+	}{
+		{"notify", "Show a notification on the desktop: see terok-clearance-notify.", notify.RunVerb},
+		{"serve-verdict", "Carry answers out: see clearance-verdict.", verdict.Run},
+	} {
+		flags := toldBy(v.name, v.run).Verbs[0].Flags
+		flags = slices.DeleteFunc(flags, func(f grammar.Flag) bool { return slices.Contains(f.Names, "--help") })
+		p.Verbs = append(p.Verbs, grammar.Verb{Name: v.name, Help: v.about, Flags: flags})
+	}
+	return p, nil
+}
+
+// describe is the command line of a program.
+func (a applet) describe() (grammar.Program, error) {
+	if a.grammar != nil {
+		return a.grammar()
+	}
+	return toldBy(a.name, a.run), nil
+}
+
+// toldBy is the command line that a program's --help tells.
+func toldBy(name string, run func(env *cmdenv.Env, args []string) int) grammar.Program {
+	var out strings.Builder
+	run(&cmdenv.Env{Stdout: &out, Stderr: io.Discard}, []string{"--help"})
+	return grammar.FromUsage(name, out.String())
+}
+
+// completion prints what has a shell complete one of the programs.
+func completion(env *cmdenv.Env, args []string) error {
+	if len(args) != 2 {
+		return cmdenv.Usagef("--completion takes a shell (%s) and a program", strings.Join(grammar.Shells(), ", "))
+	}
+	a, ok := find(args[1])
+	if !ok || a.private {
+		return cmdenv.Usagef("no program %q in here; see %s --list", args[1], Name)
+	}
+	p, err := a.describe()
+	if err != nil {
+		return err
+	}
+	text, _, ok := p.Completion(args[0])
+	if !ok {
+		return cmdenv.Usagef("no completions for %q, but for %s", args[0], strings.Join(grammar.Shells(), ", "))
+	}
+	fmt.Fprint(env.Stdout, text)
+	return nil
 }
 
 // Main runs the program that argv[0] names and returns its exit code. Called
@@ -103,6 +162,8 @@ func dispatch(env *cmdenv.Env, name string, args []string) int {
 			return env.Fail(Name+": ", cmdenv.Usagef("--install takes one directory"))
 		}
 		return env.Fail(Name+": ", install(args[1]))
+	case "--completion":
+		return env.Fail(Name+": ", completion(env, args[1:]))
 	}
 	if a, ok := find(args[0]); ok {
 		return a.run(env, args[1:])
@@ -125,6 +186,8 @@ func usage() string {
 	fmt.Fprintf(&b, "  %s APPLET [ARG…]   run one of the programs below\n", Name)
 	fmt.Fprintf(&b, "  %s --install DIR   make symlinks to this file in DIR, one a program\n", Name)
 	fmt.Fprintf(&b, "  %s --list          their names\n", Name)
+	fmt.Fprintf(&b, "  %s --completion SHELL APPLET\n", Name)
+	fmt.Fprintf(&b, "                       what has bash, zsh or fish complete its command line\n")
 	fmt.Fprintf(&b, "  %s --version\n\n", Name)
 	for _, a := range table() {
 		if !a.private {

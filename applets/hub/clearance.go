@@ -15,7 +15,7 @@ import (
 )
 
 type clearanceCmd struct {
-	Hub  []string `sep:"none" placeholder:"PATH" help:"Ask for the hub at this socket only; may be given several times."`
+	Hub  []string `sep:"none" complete:"files" placeholder:"PATH" help:"Ask for the hub at this socket only; may be given several times."`
 	JSON bool     `name:"json" help:"For programs: a JSON object a line, both ways."`
 }
 

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 
-	"github.com/alecthomas/kong"
-
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/grammar"
 	"github.com/terok-ai/terok-box/applets/internal/hook"
 	"github.com/terok-ai/terok-box/applets/internal/service"
 	"github.com/terok-ai/terok-box/wire/clearance"
@@ -31,8 +31,8 @@ terok-clearance-notify.
 Exit codes: 0 done, 1 not done, 2 wrong command line, 130 interrupted.
 `
 
-// grammar is the command line; every field with cmd is a verb.
-type grammar struct {
+// verbs is the command line; every field with cmd is a verb.
+type verbs struct {
 	Serve serveCmd `cmd:"" help:"Pass blocked connections on to whoever can answer, until told to end; clearance-verdict carries the answers out."`
 
 	Clearance clearanceCmd `cmd:"" help:"Ask on this terminal about what the containers of this user are refused."`
@@ -46,22 +46,18 @@ type app struct{ env *cmdenv.Env }
 func Run(env *cmdenv.Env, args []string) int { return env.Fail(Name+": ", run(env, args)) }
 
 func run(env *cmdenv.Env, args []string) error {
-	var g grammar
-	parser, err := kong.New(&g,
-		kong.Name(Name), kong.Description(description),
-		kong.Writers(env.Stdout, env.Stderr), kong.Exit(func(code int) { panic(helped(code)) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-	)
+	var g verbs
+	parser, err := grammar.New(&g, Name, description, env.Stdout, env.Stderr)
 	if err != nil {
 		return fmt.Errorf("command line grammar: %w", err)
 	}
 	if len(args) == 0 {
-		if _, err := parse(parser, []string{"--help"}); err != nil {
+		if _, err := grammar.Parse(parser, []string{"--help"}); err != nil {
 			return err
 		}
 		return &cmdenv.Exit{Code: cmdenv.ExitUsage}
 	}
-	cmd, err := parse(parser, args)
+	cmd, err := grammar.Parse(parser, args)
 	switch {
 	case err != nil:
 		return cmdenv.Usagef("%w (see %s --help)", err, Name)
@@ -71,19 +67,13 @@ func run(env *cmdenv.Env, args []string) error {
 	return cmd.Run(&app{env})
 }
 
-// helped is the panic that ends parsing after help was printed.
-type helped int
-
-func parse(parser *kong.Kong, args []string) (cmd *kong.Context, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			if _, ok := r.(helped); !ok {
-				panic(r)
-			}
-			cmd, err = nil, nil
-		}
-	}()
-	return parser.Parse(args)
+// Grammar is the command line of clearance-hub.
+func Grammar() (grammar.Program, error) {
+	k, err := grammar.New(new(verbs), Name, description, io.Discard, io.Discard)
+	if err != nil {
+		return grammar.Program{}, err
+	}
+	return grammar.Of(k), nil
 }
 
 // pendingFile is in the directory of the user's sockets.

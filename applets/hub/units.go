@@ -12,7 +12,7 @@ import (
 )
 
 type unitsCmd struct {
-	Dir string `arg:"" optional:"" help:"Where to (default: where systemd looks for yours, ~/.config/systemd/user)."`
+	Dir string `arg:"" optional:"" complete:"dirs" help:"Where to (default: where systemd looks for yours, ~/.config/systemd/user)."`
 }
 
 // Run writes units that start the file that this program is.

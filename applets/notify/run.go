@@ -27,13 +27,7 @@ const usage = `usage: terok-clearance-notify TITLE [BODY] [-t MS] [--actions KEY
 Shows a notification on the desktop and prints its id. Where there is no
 desktop it prints 0.
 
-  -t, --timeout MS       how long it stays: 0 for ever, -1 (default) as the
-                         desktop thinks fit
-  --actions KEY:LABEL... its buttons, up to the next flag
-  --wait                 stay until one was chosen, whose KEY is printed, or the
-                         notification is gone
-  -v, --verbose          say on stderr why nothing is shown
-
+` + flagsUsage + `
 With --watch it asks about every connection that a shielded container of this
 user is refused, as it happens, and has the answers carried out, until it is
 ended. It waits for a desktop if there is none. One does per session: a second
@@ -53,11 +47,21 @@ Exit codes: 0 done, 1 the desktop does not answer, or --watch runs already,
 2 wrong command line, 130 Ctrl-C.
 `
 
+// flagsUsage are the flags of both.
+const flagsUsage = `  -t, --timeout MS       how long it stays: 0 for ever, -1 (default) as the
+                         desktop thinks fit
+  --actions KEY:LABEL... its buttons, up to the next flag
+  --wait                 stay until one was chosen, whose KEY is printed, or the
+                         notification is gone
+  -v, --verbose          say on stderr why nothing is shown
+`
+
 // verbUsage is that of clearance-hub notify.
 const verbUsage = `usage: clearance-hub notify TITLE [BODY] [-t MS] [--actions KEY:LABEL...] [--wait]
 
-The same as terok-clearance-notify, which see.
-`
+The same as terok-clearance-notify without --watch.
+
+` + flagsUsage
 
 // showTimeout is for a desktop to show a notification, or to be started.
 const showTimeout = 15 * time.Second

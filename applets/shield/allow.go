@@ -9,7 +9,7 @@ import (
 )
 
 type verdictCmd struct {
-	Container container `arg:"" help:"Container name or id."`
+	Container container `arg:"" complete:"containers" help:"Container name or id."`
 	Target    string    `arg:"" help:"Address, CIDR or name; a name covers those below it, =name does not."`
 	JSON      bool      `name:"json" help:"Print a JSON object."`
 }

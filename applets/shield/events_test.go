@@ -23,6 +23,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/firewall"
+	"github.com/terok-ai/terok-box/applets/internal/grammar"
 	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/resources"
 	"github.com/terok-ai/terok-box/wire/bundle"
@@ -415,12 +416,12 @@ func TestUnflagged(t *testing.T) {
 				continue
 			}
 			short++
-			var g grammar
+			var g verbs
 			parser, err := newParser(&cmdenv.Env{Stdout: io.Discard, Stderr: io.Discard}, &g)
 			if err != nil {
 				t.Fatal(err)
 			}
-			cmd, err := parse(parser, args)
+			cmd, err := grammar.Parse(parser, args)
 			if err != nil || cmd == nil {
 				t.Errorf("%q: the grammar refuses it: %v", args, err)
 				continue

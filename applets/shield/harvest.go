@@ -17,7 +17,7 @@ import (
 )
 
 type harvestCmd struct {
-	Container container     `arg:"" help:"Container name or id."`
+	Container container     `arg:"" complete:"containers" help:"Container name or id."`
 	Since     time.Duration `placeholder:"DURATION" help:"Only the last while, like 90m or 24h."`
 	JSON      bool          `name:"json" xor:"form" help:"Print a JSON array."`
 	Profile   bool          `xor:"form" help:"Print a profile that would allow it, to be read and thinned out."`

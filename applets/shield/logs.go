@@ -11,7 +11,7 @@ import (
 )
 
 type logsCmd struct {
-	Container container `help:"Only this container's." placeholder:"C"`
+	Container container `complete:"containers" help:"Only this container's." placeholder:"C"`
 	N         int       `short:"n" default:"50" help:"How many of the newest lines."`
 	JSON      bool      `name:"json" hidden:"" help:"The lines are JSON anyway."`
 }

@@ -19,7 +19,7 @@ import (
 
 type prepareCmd struct {
 	Container container `arg:"" help:"Name the container will have."`
-	Profiles  []string  `placeholder:"A,B" help:"Allowlist profiles (default: default_profiles of config.yml)."`
+	Profiles  []string  `complete:"profiles" placeholder:"A,B" help:"Allowlist profiles (default: default_profiles of config.yml)."`
 	Runtime   string    `placeholder:"NAME" help:"The OCI runtime that will run it, if not Podman's default: the resolver listens elsewhere under krun."`
 	JSON      bool      `name:"json" help:"Print a JSON array instead of a shell-quoted line."`
 }

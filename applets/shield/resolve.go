@@ -22,9 +22,9 @@ import (
 const cacheAge = time.Hour
 
 type resolveCmd struct {
-	Container container `arg:"" help:"Container name or id."`
+	Container container `arg:"" complete:"containers" help:"Container name or id."`
 	Force     bool      `help:"Look up even if the last answer is younger than an hour."`
-	Profiles  []string  `placeholder:"A,B" help:"Profiles, if not those the container was prepared with."`
+	Profiles  []string  `complete:"profiles" placeholder:"A,B" help:"Profiles, if not those the container was prepared with."`
 	JSON      bool      `name:"json" help:"Print a JSON object."`
 }
 

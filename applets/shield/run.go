@@ -19,7 +19,7 @@ import (
 
 type runCmd struct {
 	Container container `arg:"" help:"Name the container will have."`
-	Profiles  []string  `placeholder:"A,B" help:"Allowlist profiles (default: default_profiles of config.yml)."`
+	Profiles  []string  `complete:"profiles" placeholder:"A,B" help:"Allowlist profiles (default: default_profiles of config.yml)."`
 	Runtime   string    `placeholder:"NAME" help:"krun, for a virtual machine instead of a container."`
 }
 

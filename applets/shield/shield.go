@@ -20,6 +20,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/config"
+	"github.com/terok-ai/terok-box/applets/internal/grammar"
 	"github.com/terok-ai/terok-box/applets/internal/podman"
 	"github.com/terok-ai/terok-box/applets/internal/policy"
 )
@@ -34,14 +35,14 @@ const description = `A default-deny egress firewall for rootless Podman containe
 Exit codes: 0 done, 1 not done (the firewall is as it was, or closed), 2 wrong command line.
 `
 
-// grammar is the command line; every field with cmd is a verb.
-type grammar struct {
-	StateDir string `name:"state-dir" placeholder:"DIR" help:"Where containers' state is kept (default: $$TEROK_SHIELD_STATE_DIR, then $$XDG_STATE_HOME/terok/shield)."`
+// verbs is the command line; every field with cmd is a verb.
+type verbs struct {
+	StateDir string `name:"state-dir" complete:"dirs" placeholder:"DIR" help:"Where containers' state is kept (default: $$TEROK_SHIELD_STATE_DIR, then $$XDG_STATE_HOME/terok/shield)."`
 	Version  bool   `help:"Print versions and exit."`
 
 	Status           statusCmd          `cmd:"" help:"Show what state a container's shield is in; without a container, this installation."`
 	Prepare          prepareCmd         `cmd:"" help:"Write a container's state and print the flags for podman run."`
-	Run              runCmd             `cmd:"" help:"Start a shielded container: run C -- [PODMAN-FLAGS] IMAGE [CMD…]."`
+	Run              runCmd             `cmd:"" tail:"" help:"Start a shielded container: run C -- [PODMAN-FLAGS] IMAGE [CMD…]."`
 	Resolve          resolveCmd         `cmd:"" help:"Look the names of a container's profiles up again and apply the addresses."`
 	Allow            allowCmd           `cmd:"" help:"Let a container reach an address, CIDR or name, at once."`
 	Deny             denyCmd            `cmd:"" help:"Forbid a container an address, CIDR or name, at once; live connections are cut."`
@@ -58,6 +59,8 @@ type grammar struct {
 	Uninstall        uninstallCmd       `cmd:"" help:"Remove what setup installed."`
 	CheckEnvironment environmentCmd     `cmd:"" name:"check-environment" help:"Say what is missing on this host and how to mend it."`
 	Preview          previewCmd         `cmd:"" help:"Print the ruleset a container would get."`
+	Completion       completionCmd      `cmd:"" help:"Print what has a shell complete this command line."`
+	Names            namesCmd           `cmd:"" hidden:"" help:"Print names for completions."`
 }
 
 // app is what every verb works with.
@@ -84,7 +87,7 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 	if cmd := unflagged(args); cmd != nil && !a.hasTail {
 		return finished(cmd.Run(a))
 	}
-	var g grammar
+	var g verbs
 	parser, err := newParser(env, &g)
 	if err != nil {
 		return fmt.Errorf("command line grammar: %w", err)
@@ -95,7 +98,7 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 	if flag := dashed(args); flag != "" {
 		return cmdenv.Usagef("terok-shield: %q is neither a flag nor what can be allowed or denied (see terok-shield allow --help)", flag)
 	}
-	cmd, err := parse(parser, args)
+	cmd, err := grammar.Parse(parser, args)
 	switch {
 	case err != nil && slices.Contains(args, "--version") && g.Version:
 		return a.version()
@@ -112,13 +115,17 @@ func run(ctx context.Context, env *cmdenv.Env, args []string) error {
 	return finished(cmd.Run(a))
 }
 
-func newParser(env *cmdenv.Env, g *grammar) (*kong.Kong, error) {
-	return kong.New(g,
-		kong.Name("terok-shield"), kong.Description(description),
-		kong.Writers(env.Stdout, env.Stderr), kong.Exit(func(code int) { panic(helped(code)) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.ShortUsageOnError(),
-	)
+func newParser(env *cmdenv.Env, g *verbs) (*kong.Kong, error) {
+	return grammar.New(g, "terok-shield", description, env.Stdout, env.Stderr)
+}
+
+// Grammar is the command line of terok-shield.
+func Grammar() (grammar.Program, error) {
+	k, err := newParser(&cmdenv.Env{Stdout: io.Discard, Stderr: io.Discard}, new(verbs))
+	if err != nil {
+		return grammar.Program{}, err
+	}
+	return grammar.Of(k), nil
 }
 
 // finished is what became of a verb, as people and scripts see it.
@@ -183,21 +190,6 @@ func dashed(args []string) string {
 		}
 	}
 	return ""
-}
-
-// helped is the panic that ends parsing after help was printed.
-type helped int
-
-func parse(parser *kong.Kong, args []string) (cmd *kong.Context, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			if _, ok := r.(helped); !ok {
-				panic(r)
-			}
-			cmd, err = nil, nil
-		}
-	}()
-	return parser.Parse(args)
 }
 
 // container is a positional argument: a container's name or id.

@@ -23,7 +23,7 @@ import (
 )
 
 type simpleClearanceCmd struct {
-	Container container `arg:"" help:"Container name or id."`
+	Container container `arg:"" complete:"containers" help:"Container name or id."`
 	JSON      bool      `name:"json" help:"For programs: a JSON object a line, both ways; see clearance-hub clearance --help."`
 }
 

@@ -9,7 +9,7 @@ import (
 
 // target is what the verbs that change one container's state share.
 type target struct {
-	Container container `arg:"" help:"Container name or id."`
+	Container container `arg:"" complete:"containers" help:"Container name or id."`
 	JSON      bool      `name:"json" help:"Print a JSON object."`
 }
 

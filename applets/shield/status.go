@@ -15,7 +15,7 @@ import (
 )
 
 type statusCmd struct {
-	Container container `arg:"" optional:"" help:"Container name or id."`
+	Container container `arg:"" complete:"containers" optional:"" help:"Container name or id."`
 	JSON      bool      `name:"json" help:"Print a JSON object."`
 }
 

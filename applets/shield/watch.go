@@ -18,7 +18,7 @@ import (
 )
 
 type watchCmd struct {
-	Container container `arg:"" help:"Container name or id."`
+	Container container `arg:"" complete:"containers" help:"Container name or id."`
 	All       bool      `help:"Every question about a name, not only the refused ones."`
 	Pretty    bool      `help:"For people: one line each, instead of JSON."`
 }

@@ -91,6 +91,7 @@ var only = []struct {
 	{"applets/internal/policy", []string{"wire/bundle"}, "policy is pure: it can be reasoned about without a system"},
 	{"applets/internal/dossier", []string{"wire"}, "the dossier decorates what anybody of ours sends"},
 	{"applets/internal/cmdenv", []string{"golang.org/x/sys"}, "everything uses it, so it uses nothing"},
+	{"applets/internal/grammar", []string{"github.com/alecthomas/kong"}, "a command line as a value knows nothing of what commands do"},
 	{"applets/internal/subscriber", []string{"wire"}, "who shows prompts, and where, is not its business: a terminal and a desktop use it alike"},
 	{"applets/internal/terminal", []string{"applets/internal/cmdenv", "applets/internal/subscriber", "wire"}, "it shows and reads; what happens is the subscriber's business"},
 	{"applets/notify", []string{"applets/internal/cmdenv", "applets/internal/hook", "applets/internal/subscriber", "resources", "wire", "github.com/godbus/dbus"}, "popups are of use to other programs, too, and know nothing of containers but what hubs say"},
@@ -162,7 +163,7 @@ var users = []struct {
 	by      []string
 	reason  string
 }{
-	{"github.com/alecthomas/kong", []string{"applets/shield", "applets/hub"}, "kong is for command lines that people type"},
+	{"github.com/alecthomas/kong", []string{"applets/shield", "applets/hub", "applets/internal/grammar"}, "kong is for command lines that people type"},
 	{"github.com/miekg/dns", []string{"applets/internal/resolve", "applets/dnsproxy", "scripts/lab.d/dns"}, "DNS messages are read in two places only"},
 	{"github.com/godbus/dbus", []string{"applets/notify"}, "only notifications speak D-Bus"},
 	{"github.com/google/nftables", []string{"nl/nft"}, "one package speaks nf_tables"},
