@@ -200,6 +200,10 @@ func (a *app) writeBundle(b *bundle.Bundle, cfg config.Config, n network) error 
 	if err := dnsmasq.Stop(a.ctx, b); err != nil {
 		return err
 	}
+	questions := cfg.Questions
+	if !cfg.Ask {
+		questions = 0
+	}
 	upstream := b.RemoveUpstreamDNS
 	if n.DNS.IsValid() {
 		upstream = func() error { return b.SetUpstreamDNS(n.DNS) }
@@ -213,6 +217,7 @@ func (a *app) writeBundle(b *bundle.Bundle, cfg config.Config, n network) error 
 		b.SetResolveUnlisted(cfg.ResolveUnlisted),
 		b.SetListen(n.listen),
 		b.SetLoopbackPorts(cfg.LoopbackPorts),
+		b.SetQuestions(questions),
 	); err != nil {
 		return err
 	}

@@ -59,6 +59,7 @@ type verbs struct {
 	Uninstall        uninstallCmd       `cmd:"" help:"Remove what setup installed."`
 	CheckEnvironment environmentCmd     `cmd:"" name:"check-environment" help:"Say what is missing on this host and how to mend it."`
 	Preview          previewCmd         `cmd:"" help:"Print the ruleset a container would get."`
+	Config           configCmd          `cmd:"" help:"Print the effective configuration, and where each value comes from."`
 	Completion       completionCmd      `cmd:"" help:"Print what has a shell complete this command line."`
 	Names            namesCmd           `cmd:"" hidden:"" help:"Print names for completions."`
 }
@@ -224,10 +225,7 @@ func (a *app) config() (config.Config, error) {
 		err = fmt.Errorf("Error [shield]: %w", err) //nolint:staticcheck // scripts know this text
 		return c, &cmdenv.Exit{Code: cmdenv.ExitFailure, Err: err}
 	}
-	if c.StateRoot, err = config.StateRoot(a.env, a.stateDir); err != nil {
-		return c, err
-	}
-	return c, nil
+	return c, c.SetStateRoot(a.env, a.stateDir)
 }
 
 func (a *app) podman() (*podman.Client, error) { return podman.Find(a.env) }

@@ -123,9 +123,17 @@ func (w *worker) Start(_ context.Context, wait func() error, _ func(error)) (err
 	}
 	w.verdicts = verdict.Service(w.execute, w.log)
 	w.outlet = newOutlet(w)
+	questions, err := w.lists.Questions()
+	if err != nil {
+		w.log.Warn("as many questions are asked as usually", "err", err)
+	}
+	if questions == 0 {
+		questions = -1
+	}
 	if w.reader, err = reader.New(reader.Config{
 		Bundle: w.lists, NetNS: w.ns, Container: w.spec.Short(), Dossier: w.spec.Dossier, Audit: w.spec.Audit, Log: w.log,
 		Emit: w.outlet.emit, Packet: w.watchers.packet, First: w.outlet.first(), Conn: conn,
+		Questions: questions,
 	}); err != nil {
 		return err
 	}

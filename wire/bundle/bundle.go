@@ -253,7 +253,7 @@ func (b *Bundle) Remove() error {
 		FileProfileAllowed, FileProfileDomains, FileLiveAllowed, FileLiveDomains, FileDenyList, FileDeniedDomains,
 		FileContainerID, FileMetaPath, FileProcess, FileNetwork, FileErrorLog, FileAuditLog, FileAuditLogRotated,
 		"dns.log", "dns.log.1", FileUnsettled, FileRulesetFormat, FileProfileNames, FileProfileCache, FileDnsmasqConf, FileDnsmasqPID, FileResolvConf,
-		FileUnlisted, FileListen, FileNamer, FileOwner, FileOpen,
+		FileUnlisted, FileListen, FileNamer, FileOwner, FileOpen, FileQuestions,
 		FileSupervisor, FilePending, "supervisor.log", "supervisor.log.1",
 		FileQueryLog, FileReaderPID, "reader.log", ".apparmor-probe.conf",
 		"terok-shield-hook", "terok-shield-bridge-hook", "_oci_state.py", "hooks", "run", "__pycache__",

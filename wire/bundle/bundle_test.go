@@ -120,6 +120,7 @@ func accessors() []accessor {
 		{FileProcess, Process{}, reader((*Bundle).Process), writer((*Bundle).SetProcess, proc), proc, `{"pid":4194304,"start":1152921504606846976,"netns":"4:4026531840"}` + "\n", maxSmall},
 		{FileNetwork, Network{}, reader((*Bundle).Network), writer((*Bundle).SetNetwork, netw), netw, "slirp4netns\n10.0.2.2\nfd00::2\n", maxSmall},
 		{FileUnlisted, false, reader((*Bundle).ResolveUnlisted), writer((*Bundle).SetResolveUnlisted, true), true, "resolve\n", maxSmall},
+		{FileQuestions, DefaultQuestions, reader((*Bundle).Questions), writer((*Bundle).SetQuestions, 0), 0, "0\n", maxSmall},
 		{FileListen, defaultListen, reader((*Bundle).Listen), writer((*Bundle).SetListen, krun), krun, "169.254.1.3\n", maxSmall},
 		{FileNamer, Namer{}, reader((*Bundle).Namer), writer((*Bundle).SetNamer, namer), namer, `{"pid":42,"start":7,"socket":"/run/user/1000/terok/dns/x.sock"}` + "\n", maxSmall},
 		{FileSupervisor, Supervisor{}, reader((*Bundle).Supervisor), writer((*Bundle).SetSupervisor, asker), asker, `{"pid":42,"start":7,"control":"/a","events":"/b","clearance":"/c","verdict":""}` + "\n", maxRecord},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -16,6 +17,8 @@ const (
 	FileNamer    = "dns.process"   // the process that finds its addresses
 	FileOwner    = "network.owner" // the state directory in charge of a shared network
 	FileOpen     = "dns.open"      // there while the container may reach what is on no list
+
+	FileQuestions = "clearance.questions" // how many questions about it are asked at once
 )
 
 // defaultListen is where a container looks for its name server.
@@ -43,6 +46,35 @@ func (b *Bundle) SetResolveUnlisted(yes bool) error {
 		word = "resolve\n"
 	}
 	return b.write(FileUnlisted, []byte(word), maxSmall, durable)
+}
+
+// Questions that are asked about a container at once, without an answer to
+// any.
+const (
+	DefaultQuestions = 200
+	MaxQuestions     = 1000
+)
+
+// Questions is how many are asked about the container at once;
+// DefaultQuestions if there is no such file, 0 if nobody is to be asked.
+func (b *Bundle) Questions() (int, error) {
+	word, err := b.word(FileQuestions)
+	if word == "" || err != nil {
+		return DefaultQuestions, err
+	}
+	n, err := strconv.ParseUint(word, 10, 16)
+	if err != nil || n > MaxQuestions {
+		return DefaultQuestions, b.bad(FileQuestions, 1, word, fmt.Sprintf("a number from 0 to %d", MaxQuestions))
+	}
+	return int(n), nil
+}
+
+// SetQuestions replaces that.
+func (b *Bundle) SetQuestions(n int) error {
+	if n < 0 || n > MaxQuestions {
+		return fmt.Errorf("write %s: %d is not a number from 0 to %d", b.name(FileQuestions), n, MaxQuestions)
+	}
+	return b.write(FileQuestions, []byte(strconv.Itoa(n)+"\n"), maxSmall, durable)
 }
 
 // Listen is the address in the container's network where its name server

@@ -64,6 +64,17 @@ func TestBadNames(t *testing.T) {
 			t.Errorf("%q: %t, %v", text, got, err)
 		}
 	}
+	for _, text := range []string{"-1", "1001", "no", "1 2", "0x1", "99999999999999999999"} {
+		put(t, b, FileQuestions, text)
+		if got, err := b.Questions(); got != DefaultQuestions || err == nil {
+			t.Errorf("%q: %d, %v", text, got, err)
+		}
+	}
+	for _, n := range []int{-1, MaxQuestions + 1} {
+		if err := b.SetQuestions(n); err == nil {
+			t.Errorf("%d questions", n)
+		}
+	}
 	for _, text := range []string{"x", "{}", `{"pid":0,"start":1,"socket":"/x"}`, `{"pid":-1,"start":1,"socket":"/x"}`, `{"pid":1,"socket":"/x"}`,
 		`{"pid":1,"start":1,"socket":"x"}`, `{"pid":1,"start":1,"socket":"/x\u0000y"}`} {
 		put(t, b, FileNamer, text)

@@ -37,8 +37,14 @@ type Config struct {
 	LoopbackPorts   []uint16 // TCP ports of the host that containers may reach, each once
 	Tier            bundle.Tier
 	ResolveUnlisted bool   // names on no list are resolved, their connections asked about; else refused
+	Ask             bool   // people are asked about what is blocked
+	Questions       int    // how many are asked at once
 	StateRoot       string // holds containers/<name>
 	ProfilesDir     string // the operator's profiles, which may not exist
+
+	// From says where a setting comes from that is not a default: a place in
+	// a file, like PATH:3, or a variable, like $NAME.
+	From map[string]string
 }
 
 // Invalid is a config.yml that can be read but means nothing.
@@ -70,16 +76,19 @@ func (e *Invalid) Error() string {
 // so does one that cannot be read or is not YAML, with a warning for people.
 // What is written in it and not understood is an *Invalid error.
 func Load(env *cmdenv.Env) (Config, []string, error) {
-	dir, err := configDir(env)
+	dir, dirFrom, err := configDir(env)
 	if err != nil {
 		return Config{}, nil, err
 	}
 	c := defaults()
+	c.note(KeyProfilesDir, dirFrom)
 	c.Path = filepath.Join(dir, "config.yml")
 	c.ProfilesDir = filepath.Join(dir, "profiles")
-	if c.StateRoot, err = StateRoot(env, ""); err != nil {
+	var stateFrom string
+	if c.StateRoot, stateFrom, err = stateRoot(env, ""); err != nil {
 		return Config{}, nil, err
 	}
+	c.note(KeyStateDir, stateFrom)
 
 	text, err := readFile(c.Path, maxConfig)
 	switch {
@@ -99,13 +108,15 @@ func Load(env *cmdenv.Env) (Config, []string, error) {
 }
 
 func defaults() Config {
-	return Config{Mode: ModeAuto, DefaultProfiles: []string{"dev-standard"}, Audit: true, Tier: bundle.Proxy}
+	return Config{Mode: ModeAuto, DefaultProfiles: []string{"dev-standard"}, Audit: true, Tier: bundle.Proxy, Ask: true, Questions: bundle.DefaultQuestions}
 }
 
-// configDir is where config.yml and the profiles are.
-func configDir(env *cmdenv.Env) (string, error) {
-	if d := env.Get("TEROK_SHIELD_CONFIG_DIR"); d != "" {
-		return filepath.Abs(d)
+// configDir is where config.yml and the profiles are, and what says so.
+func configDir(env *cmdenv.Env) (dir, from string, err error) {
+	const name = "TEROK_SHIELD_CONFIG_DIR"
+	if d := env.Get(name); d != "" {
+		dir, err = filepath.Abs(d)
+		return dir, "$" + name, err
 	}
 	return below(env, "CONFIG", ".config")
 }
@@ -114,28 +125,39 @@ func configDir(env *cmdenv.Env) (string, error) {
 // --state-dir; else $TEROK_SHIELD_STATE_DIR; else the user's state directory,
 // or for root, in whose home the hooks accept no state, the system's.
 func StateRoot(env *cmdenv.Env, flag string) (string, error) {
-	for _, d := range []string{flag, env.Get("TEROK_SHIELD_STATE_DIR")} {
-		if d != "" {
-			return filepath.Abs(d)
+	dir, _, err := stateRoot(env, flag)
+	return dir, err
+}
+
+func stateRoot(env *cmdenv.Env, flag string) (dir, from string, err error) {
+	const name = "TEROK_SHIELD_STATE_DIR"
+	for _, d := range [][2]string{{flag, "--state-dir"}, {env.Get(name), "$" + name}} {
+		if d[0] != "" {
+			dir, err = filepath.Abs(d[0])
+			return dir, d[1], err
 		}
 	}
-	d, err := below(env, "STATE", filepath.Join(".local", "state"))
-	if err == nil && env.EUID == 0 && strings.HasPrefix(d, "/root/") {
-		d = systemState
+	dir, from, err = below(env, "STATE", filepath.Join(".local", "state"))
+	if err == nil && env.EUID == 0 && strings.HasPrefix(dir, "/root/") {
+		dir, from = systemState, ""
 	}
-	return d, err
+	return dir, from, err
 }
 
 // systemState is beside the hooks of root's containers.
 const systemState = "/var/lib/terok/shield"
 
-// below is our directory in one of the user's.
-func below(env *cmdenv.Env, kind, fallback string) (string, error) {
+// below is our directory in one of the user's, and the variable that says
+// where that is, if it does.
+func below(env *cmdenv.Env, kind, fallback string) (dir, from string, err error) {
 	d, err := env.XDG(kind, fallback)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	return filepath.Join(d, "terok", "shield"), nil
+	if name := "XDG_" + kind + "_HOME"; d == env.Get(name) {
+		from = "$" + name
+	}
+	return filepath.Join(d, "terok", "shield"), from, nil
 }
 
 // readFile reads a file of at most limit bytes. Its errors do not repeat the

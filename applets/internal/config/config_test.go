@@ -66,6 +66,10 @@ dns:
   tier: dnsmasq
   # Names on no list: refuse, or resolve and ask about the connection.
   unlisted: resolve
+clearance:
+  # Whether anybody is asked about what is blocked, and about how much at once.
+  ask: false
+  questions: 50
 `
 
 func TestDecode(t *testing.T) {
@@ -82,7 +86,7 @@ func TestDecode(t *testing.T) {
 		{"empty mapping", "{}", d()},
 		{"reference", reference, Config{
 			Mode: ModeHook, DefaultProfiles: []string{"base", "dev-python"},
-			LoopbackPorts: []uint16{8080, 5432}, Tier: bundle.Dnsmasq, ResolveUnlisted: true,
+			LoopbackPorts: []uint16{8080, 5432}, Tier: bundle.Dnsmasq, ResolveUnlisted: true, Questions: 50,
 		}},
 		{"one port", "loopback_ports: 1", with(func(c *Config) { c.LoopbackPorts = []uint16{1} })},
 		{"no ports", "loopback_ports: []", d()},
@@ -99,6 +103,7 @@ func TestDecode(t *testing.T) {
 			if warning, problems := decode([]byte(tt.text), &got); warning != "" || problems != nil {
 				t.Fatalf("warning %q, problems %v", warning, problems)
 			}
+			got.From = nil
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -139,6 +144,10 @@ func TestInvalid(t *testing.T) {
 		"loopback_ports: 80.0":                    `line 1: loopback_ports: a port must be a number from 1 to 65535, not "80.0"`,
 		"loopback_ports: {a: 1}":                  `line 1: loopback_ports: a port must be a number from 1 to 65535, not a mapping`,
 		"loopback_ports:":                         `line 1: loopback_ports: a port must be a number from 1 to 65535, not nothing`,
+		"clearance: {aks: true}":                  `line 1: unknown key "clearance.aks"; did you mean "clearance.ask"?`,
+		"clearance: {ask: 1}":                     `line 1: clearance.ask must be true or false, not "1"`,
+		"clearance:\n  questions: 0":              `line 2: clearance.questions must be a number from 1 to 1000, not "0"; for none, clearance.ask: false`,
+		"clearance: {questions: 1001}":            `line 1: clearance.questions must be a number from 1 to 1000, not "1001"; for none, clearance.ask: false`,
 		"dns: {unlisted: allow}":                  `line 1: dns.unlisted must be refuse or resolve, not "allow"`,
 		"dns:\n tier: dig":                        `line 2: dns.tier must be proxy, dnsmasq or static, not "dig"`,
 		"dns: {tier: [proxy]}":                    `line 1: dns.tier must be proxy, dnsmasq or static, not a list`,

@@ -59,6 +59,10 @@ func decode(text []byte, c *Config) (warning string, problems []Problem) {
 			"enabled": d.boolean(&c.Audit),
 		}),
 		"loopback_ports": d.ports,
+		"clearance": d.section(map[string]func(string, *yaml.Node){
+			"ask":       d.boolean(&c.Ask),
+			"questions": d.questions,
+		}),
 		"dns": d.section(map[string]func(string, *yaml.Node){
 			"tier":     d.tier,
 			"unlisted": d.unlisted,
@@ -117,6 +121,7 @@ func (d *decoder) mapping(n *yaml.Node, parent string, keys map[string]func(stri
 			d.problem(key, "key %q a second time", full)
 		default:
 			seen[key.Value] = true
+			d.config.note(full, d.config.place(key.Line))
 			read(full, deref(n.Content[i+1]))
 		}
 	}
@@ -183,6 +188,15 @@ func (d *decoder) unlisted(key string, n *yaml.Node) {
 	d.config.ResolveUnlisted = n.Value == "resolve"
 }
 
+func (d *decoder) questions(key string, n *yaml.Node) {
+	v, ok := number(n)
+	if !ok || v > bundle.MaxQuestions {
+		d.problem(n, "%s must be a number from 1 to %d, not %s; for none, clearance.ask: false", key, bundle.MaxQuestions, value(n))
+		return
+	}
+	d.config.Questions = int(v)
+}
+
 func (d *decoder) profiles(key string, n *yaml.Node) {
 	if n.Kind != yaml.SequenceNode || len(n.Content) == 0 {
 		d.problem(n, "%s must be a list of at least one profile name", key)
@@ -210,7 +224,7 @@ func (d *decoder) ports(key string, n *yaml.Node) {
 	var ports []uint16
 	for _, e := range list {
 		e = deref(e)
-		p, ok := portNumber(e)
+		p, ok := number(e)
 		switch {
 		case !ok:
 			d.problem(e, "%s: a port must be a number from 1 to 65535, not %s", key, value(e))
@@ -225,9 +239,9 @@ func (d *decoder) ports(key string, n *yaml.Node) {
 	d.config.LoopbackPorts = ports
 }
 
-// portNumber reads plain decimal numbers only: what begins with 0 is octal
-// to some readers of YAML.
-func portNumber(n *yaml.Node) (uint16, bool) {
+// number reads plain decimal numbers from 1 to 65535 only: what begins with 0
+// is octal to some readers of YAML.
+func number(n *yaml.Node) (uint16, bool) {
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!int" || n.Value == "" || n.Value[0] < '1' || n.Value[0] > '9' {
 		return 0, false
 	}

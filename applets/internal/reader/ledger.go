@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/bundle"
 )
 
 // How much is told about one container, whatever it does. Questions that
@@ -16,10 +17,10 @@ const (
 	// one line of the audit log about it to the next.
 	window = 30 * time.Second
 
-	askBurst  = 200 // questions without an answer at once…
-	askRate   = 2   // …and a second from then on
-	lineBurst = 50  // lines of the audit log at once…
-	lineRate  = 1   // …and a second from then on
+	askBurst  = bundle.DefaultQuestions // questions without an answer at once, if nothing else is wanted…
+	askRate   = 2                       // …and a second from then on
+	lineBurst = 50                      // lines of the audit log at once…
+	lineRate  = 1                       // …and a second from then on
 	// A name is looked up for one packet, not for all that follow each other
 	// to the same address: as often as the firewall logs something new.
 	lookupBurst = 256
@@ -75,11 +76,13 @@ const (
 	repeated claim = iota // it knows
 	claimed               // the caller tells it, then calls settle
 	tooMany               // it has enough to do with others
+	unwanted              // it is never told
 )
 
 // ledger is what was told to whom. Its methods take the time, which never
 // goes back.
 type ledger struct {
+	silent     bool // people are told of nothing
 	buckets    [sinks]bucket
 	keys       map[key]*[sinks]told
 	suppressed [sinks]uint64 // destinations that it was not told of for their number
@@ -89,9 +92,15 @@ type ledger struct {
 	seed       maphash.Seed
 }
 
-func newLedger(now time.Time) *ledger {
+// newLedger is one that tells people of so many destinations at once; 0 stands
+// for askBurst, less for none ever.
+func newLedger(questions int, now time.Time) *ledger {
+	if questions == 0 {
+		questions = askBurst
+	}
 	return &ledger{
-		buckets: [sinks]bucket{people: newBucket(askBurst, askRate, now), record: newBucket(lineBurst, lineRate, now)},
+		silent:  questions < 0,
+		buckets: [sinks]bucket{people: newBucket(float64(questions), askRate, now), record: newBucket(lineBurst, lineRate, now)},
 		keys:    map[key]*[sinks]told{}, noted: map[uint64]struct{}{}, notedSince: now, seed: maphash.MakeSeed(),
 	}
 }
@@ -104,6 +113,9 @@ func (l *ledger) recent(k key, s sink, now time.Time) bool {
 
 // claim says whether the caller shall tell a sink of a destination.
 func (l *ledger) claim(k key, s sink, now time.Time) claim {
+	if s == people && l.silent {
+		return unwanted
+	}
 	t := l.keys[k]
 	if t != nil && t[s].recent(now) {
 		return repeated

@@ -31,7 +31,7 @@ func TestBucket(t *testing.T) {
 
 // The two sinks know of a destination independently of each other.
 func TestLedger(t *testing.T) {
-	l := newLedger(epoch)
+	l := newLedger(0, epoch)
 	a, b := key{name: "a"}, key{addr: netip.MustParseAddr("192.0.2.1")}
 	claims := func(k key, when float64, wantPeople, wantRecord claim) {
 		t.Helper()
@@ -60,7 +60,7 @@ func TestLedger(t *testing.T) {
 // Each destination that there was no room for counts once a window, and is
 // told of when there is room again.
 func TestSuppressed(t *testing.T) {
-	l := newLedger(epoch)
+	l := newLedger(0, epoch)
 	k := func(i int) key { return key{name: fmt.Sprint(i)} }
 	for range 3 {
 		for i := range 1000 {
@@ -94,7 +94,7 @@ func TestSuppressed(t *testing.T) {
 // Whatever happens, there are only so many questions and so many destinations
 // in memory.
 func TestLedgerIsBounded(t *testing.T) {
-	l := newLedger(epoch)
+	l := newLedger(0, epoch)
 	const seconds, each = 300, 500
 	var n [sinks]int
 	for i := range seconds * each {

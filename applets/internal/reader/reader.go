@@ -62,6 +62,9 @@ type Config struct {
 	// it. It must not wait. May be nil.
 	Packet func(control.Packet)
 	First  uint64 // number of the first question; 0: 1
+	// Questions is how many are asked at once, which none has to be answered
+	// for; 0: as many as a person can look through, less: none ever.
+	Questions int
 	// Conn gets the packets already; nil: one is opened. It is the Reader's.
 	Conn *nflog.Conn
 	// Sole has New fail if packets cannot be read, as with nflog.ErrBusy where
@@ -159,7 +162,7 @@ func newReader(c Config) *Reader {
 	return &Reader{
 		Config: c, dossier: dossier.New(c.Dossier),
 		found: make(chan blocked, queueSize), asks: make(chan question, queueSize), lines: make(chan line, queueSize),
-		loss: make(chan struct{}, 1), ledger: newLedger(now), aliases: aliases{}, lookups: newBucket(lookupBurst, lookupRate, now),
+		loss: make(chan struct{}, 1), ledger: newLedger(c.Questions, now), aliases: aliases{}, lookups: newBucket(lookupBurst, lookupRate, now),
 		next: max(c.First, 1),
 	}
 }

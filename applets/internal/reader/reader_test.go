@@ -484,6 +484,30 @@ func TestRefusedNames(t *testing.T) {
 	})
 }
 
+// How many questions are asked at once is the operator's choice, also that
+// there are none: then the audit log has it all the same.
+func TestQuestions(t *testing.T) {
+	for questions, want := range map[int]int{-1: 0, 1: 1, 7: 7} {
+		inBubble(t, Config{Questions: questions}, func(d *dry) {
+			d.sees("container_started")
+			for i := range 20 {
+				d.blockedTCP(fmt.Sprintf("203.0.113.%d", i), 443)
+				d.refused(names.Question{Name: fmt.Sprintf("x%d.example.com", i), Type: "A", Verdict: names.Refused})
+			}
+			synctest.Wait()
+			if got := len(d.hub.take()); got != want {
+				t.Errorf("%d questions of %d", got, want)
+			}
+			if got := len(auditLines(t, d.Bundle)); got != 20 {
+				t.Errorf("%d lines in the audit log", got)
+			}
+			if s := d.Status(); s.Suppressed != uint64(max(0, 40-want)) && questions > 0 || questions < 0 && s.Suppressed+s.Repeated != 0 {
+				t.Errorf("%d: %+v", questions, s)
+			}
+		})
+	}
+}
+
 // A name that was refused is not asked about again when its address is
 // blocked, nor are the addresses of one name.
 func TestOneQuestionOfAName(t *testing.T) {
