@@ -28,24 +28,55 @@ type resolveCmd struct {
 	JSON      bool      `name:"json" help:"Print a JSON object."`
 }
 
-func (c resolveCmd) Run(a *app) (err error) {
+func (c resolveCmd) Run(a *app) error {
 	cfg, err := a.config()
 	if err != nil {
 		return err
 	}
-	l, err := a.locate(cfg, c.Container)
+	r, err := a.resolve(cfg, c.Container, c.Profiles, c.Force)
 	if err != nil {
 		return err
 	}
+	if r.later > 0 {
+		fmt.Fprintf(a.env.Stderr, "The addresses of %d names are found when the container asks for them.\n", r.later)
+	}
+	if c.JSON {
+		return a.printJSON(outcome{Container: r.container, Addresses: r.addresses})
+	}
+	forced := ""
+	if c.Force {
+		forced = " (forced)"
+	}
+	a.printf("Resolved %d IPs for %s%s\n", len(r.addresses), r.container, forced)
+	for _, s := range r.addresses {
+		a.printf("  %s\n", s)
+	}
+	return nil
+}
+
+// resolved is what came of a look-up.
+type resolved struct {
+	container string   // its name
+	addresses []string // that are allowed now
+	later     int      // names whose addresses are found when they are asked for
+}
+
+// resolve looks the names of a container's profiles up again and applies what
+// was found.
+func (a *app) resolve(cfg config.Config, name container, profiles []string, force bool) (r resolved, err error) {
+	l, err := a.locate(cfg, name)
+	if err != nil {
+		return r, err
+	}
+	r.container = l.Name
 	b, err := bundle.Open(l.Dir)
 	if err != nil {
-		return err
+		return r, err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	profiles := c.Profiles
 	if len(profiles) == 0 {
 		if profiles, err = b.ProfileNames(); err != nil {
-			return err
+			return r, err
 		}
 	}
 	if len(profiles) == 0 {
@@ -53,11 +84,11 @@ func (c resolveCmd) Run(a *app) (err error) {
 	}
 	want, err := composed(cfg, profiles)
 	if err != nil {
-		return err
+		return r, err
 	}
 	unlock, err := b.Lock(a.ctx)
 	if err != nil {
-		return err
+		return r, err
 	}
 	if l.PID != 0 {
 		err = b.SetUnsettled(true) // until the kernel has the addresses, too
@@ -68,42 +99,32 @@ func (c resolveCmd) Run(a *app) (err error) {
 		asked, err = shielded.NamesAsked(b)
 	}
 	if err == nil {
-		found, err = a.refresh(b, profiles, want, asked, c.Force)
+		found, err = a.refresh(b, profiles, want, asked, force)
 	}
 	unlock()
 	if err != nil {
-		return err
+		return r, err
 	}
-	addresses := make([]string, len(found))
+	r.addresses = make([]string, len(found))
 	for i, p := range found {
-		addresses[i] = bundle.FormatPrefix(p)
+		r.addresses[i] = bundle.FormatPrefix(p)
 	}
-	if l.PID != 0 {
-		resp, err := a.execute(l, control.Request{Op: control.OpSync})
-		if err != nil {
-			return fmt.Errorf("the addresses are stored, but not in the running container: %w", err)
+	if asked {
+		r.later = len(want.Names)
+	}
+	if l.PID == 0 {
+		return r, nil
+	}
+	resp, err := a.execute(l, control.Request{Op: control.OpSync})
+	if err != nil {
+		return r, fmt.Errorf("the addresses are stored, but not in the running container: %w", err)
+	}
+	for _, s := range resp.Applied { // learned because of names
+		if !slices.Contains(r.addresses, s) {
+			r.addresses = append(r.addresses, s)
 		}
-		for _, s := range resp.Applied { // learned because of names
-			if !slices.Contains(addresses, s) {
-				addresses = append(addresses, s)
-			}
-		}
 	}
-	if asked && len(want.Names) > 0 {
-		fmt.Fprintf(a.env.Stderr, "The addresses of %d names are found when the container asks for them.\n", len(want.Names))
-	}
-	if c.JSON {
-		return a.printJSON(outcome{Container: l.Name, Addresses: addresses})
-	}
-	forced := ""
-	if c.Force {
-		forced = " (forced)"
-	}
-	a.printf("Resolved %d IPs for %s%s\n", len(addresses), l.Name, forced)
-	for _, s := range addresses {
-		a.printf("  %s\n", s)
-	}
-	return nil
+	return r, nil
 }
 
 // composed loads and joins profiles.
@@ -181,6 +202,9 @@ func (a *app) lookup(names []string) (resolve.Result, error) {
 
 // progress shows on a terminal how far a look-up of names has got.
 func (a *app) progress() func(done, total int) {
+	if a.embedded != nil && a.embedded.look != nil {
+		return a.embedded.look
+	}
 	if !cmdenv.Terminal(a.env.Stderr) {
 		return func(int, int) {}
 	}

@@ -71,6 +71,7 @@ type app struct {
 	stateDir string   // --state-dir
 	tail     []string // what stands after "--"
 	hasTail  bool
+	embedded *Shield // whose method it is; nil for a command
 }
 
 // Run is terok-shield; args are without the program's name.
@@ -210,13 +211,20 @@ func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.env.Stdout, for
 
 // warn says on stderr what did not stop the command.
 func (a *app) warn(text string) {
-	if text != "" {
+	switch {
+	case text == "":
+	case a.embedded == nil:
 		fmt.Fprintf(a.env.Stderr, "Warning [shield]: %s\n", cmdenv.Printable(text))
+	case a.embedded.warn != nil:
+		a.embedded.warn(text)
 	}
 }
 
 // config reads config.yml; its warnings go to stderr.
 func (a *app) config() (config.Config, error) {
+	if a.embedded != nil {
+		return a.embedded.cfg, nil
+	}
 	c, warnings, err := config.Load(a.env)
 	for _, w := range warnings {
 		a.warn(w)

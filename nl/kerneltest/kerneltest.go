@@ -25,10 +25,14 @@ import (
 	"github.com/terok-ai/terok-box/nl/netns"
 )
 
-// Main is the body of a TestMain: it runs the tests in a fresh user and
-// network namespace as uid 0, with lo up, and exits. Called by root or by an
+// system is where programs that take themselves for root write. The tests have
+// one of their own.
+const system = "/etc/containers"
+
+// Main is the body of a TestMain: it runs the tests in fresh user, network and
+// mount namespaces as uid 0, with lo up, and exits. Called by root or by an
 // ordinary user it makes the namespaces and runs this binary again inside; in
-// such a namespace already, as by unshare -Urn, it runs the tests at once.
+// such namespaces already, as by unshare -Urnm, it runs the tests at once.
 func Main(m interface{ Run() int }) {
 	inside, err := fresh()
 	switch {
@@ -36,7 +40,7 @@ func Main(m interface{ Run() int }) {
 	case !inside:
 		os.Exit(again())
 	default:
-		err = errors.Join(netns.LoopbackUp(), probe())
+		err = errors.Join(netns.LoopbackUp(), hide(system), probe())
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "kerneltest: %v\n", err)
@@ -55,12 +59,23 @@ func fresh() (bool, error) {
 	if f := strings.Fields(string(uids)); len(f) != 3 || f[0] != "0" || f[2] != "1" {
 		return false, nil
 	}
-	ns, err := netns.Current()
+	for _, kind := range []string{"net", "mnt"} {
+		if own, err := owned(kind); err != nil || !own {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// owned reports whether this process's namespace of a kind belongs to its user
+// namespace.
+func owned(kind string) (bool, error) {
+	ns, err := os.Open("/proc/self/ns/" + kind)
 	if err != nil {
 		return false, err
 	}
 	defer ns.Close()
-	owner, err := unix.IoctlRetInt(int(ns.File().Fd()), unix.NS_GET_USERNS)
+	owner, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
 	if errors.Is(err, unix.EPERM) {
 		return false, nil // somebody else's
 	}
@@ -78,6 +93,17 @@ func fresh() (bool, error) {
 	return a.Dev == b.Dev && a.Ino == b.Ino, nil
 }
 
+// hide puts an empty directory in the place of one of the machine's.
+func hide(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil // what cannot be made cannot be written to
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("hide %s from the tests: %w", dir, err)
+	}
+	return nil
+}
+
 // again runs this test binary in new namespaces and returns its exit code.
 func again() int {
 	runtime.LockOSThread() // the child dies with this thread
@@ -85,7 +111,7 @@ func again() int {
 	cmd.Args = os.Args
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
 		Pdeathsig:   unix.SIGKILL,
@@ -94,7 +120,7 @@ func again() int {
 		if cmd.ProcessState != nil {
 			return max(cmd.ProcessState.ExitCode(), 1)
 		}
-		fmt.Fprintf(os.Stderr, "kerneltest: make a user and a network namespace (are unprivileged ones allowed here?): %v\n", err)
+		fmt.Fprintf(os.Stderr, "kerneltest: make user, network and mount namespaces (are unprivileged ones allowed here?): %v\n", err)
 		return 1
 	}
 	return 0

@@ -40,7 +40,7 @@ type Config struct {
 	Ask             bool   // people are asked about what is blocked
 	Questions       int    // how many are asked at once
 	StateRoot       string // holds containers/<name>
-	ProfilesDir     string // the operator's profiles, which may not exist
+	ProfilesDir     string // the operator's profiles, which may not exist; "" if there are none
 
 	// From says where a setting comes from that is not a default: a place in
 	// a file, like PATH:3, or a variable, like $NAME.

@@ -33,6 +33,9 @@ func Profiles(c Config) ([]string, error) {
 // ownProfiles is the names of the operator's profiles. A directory that does
 // not exist has none.
 func ownProfiles(dir string) ([]string, error) {
+	if dir == "" {
+		return nil, nil
+	}
 	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -65,7 +68,11 @@ func LoadProfile(c Config, name string) (policy.Profile, error) {
 		return policy.Profile{}, err
 	}
 	path := filepath.Join(c.ProfilesDir, name+".txt")
-	text, err := readFile(path, policy.MaxProfileSize)
+	var text []byte
+	err := fs.ErrNotExist
+	if c.ProfilesDir != "" {
+		text, err = readFile(path, policy.MaxProfileSize)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		var ok bool
 		if text, ok = resources.Profile(name); !ok {
