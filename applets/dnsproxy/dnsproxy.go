@@ -18,6 +18,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/pair"
+	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/applets/internal/tier"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
@@ -79,5 +80,6 @@ func (p program) pair(spec names.Spec) pair.Pair {
 		},
 		Restarts: spec.Restarts,
 		Pace:     p.pace,
+		Confine:  func() error { return reach.Names(spec).Filter() },
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
 	"github.com/terok-ai/terok-box/applets/internal/pair"
+	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/applets/internal/tier"
 	"github.com/terok-ai/terok-box/nl/conntrack"
 	"github.com/terok-ai/terok-box/nl/netns"
@@ -79,6 +80,12 @@ func (s *server) Start(ctx context.Context, wait func() error, failed func(error
 	}
 	if s.listener, err = varlink.Listen(s.spec.Socket); err != nil {
 		return err
+	}
+	// Other programs are to be started confined.
+	if s.spec.Tier == string(bundle.Dnsmasq) && s.spec.Restarts == 0 {
+		if err := reach.Names(s.spec).Filter(); err != nil {
+			s.log.Warn("dnsmasq may do more than it should", "err", err)
+		}
 	}
 	if s.engine, err = s.engines[bundle.Tier(s.spec.Tier)](s.res); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/dnsmasq"
+	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/names"
@@ -93,7 +94,8 @@ func launch(spec names.Spec, ns *netns.NS) (*starting, error) {
 		files[n-start.FileSpec] = fd
 	}
 	if err == nil {
-		s.proc, err = child.Start(child.Command{Args: spec.Args(start.Server), Files: files[:], Session: true})
+		rules := reach.Names(spec)
+		s.proc, err = child.Start(child.Command{Args: spec.Args(start.Server), Files: files[:], Session: true, Rules: &rules})
 	}
 	specR.Close()
 	reportW.Close()

@@ -16,6 +16,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/dossier"
 	"github.com/terok-ai/terok-box/applets/internal/hook"
+	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nflog"
@@ -175,7 +176,8 @@ func (c *container) start() error {
 	if err := fill(w, told.Bytes()); err != nil {
 		return fail(err)
 	}
-	p, err := child.Start(child.Command{Args: spec.Args(start.Server), Files: files[:], Session: true})
+	rules := reach.Supervisor(spec)
+	p, err := child.Start(child.Command{Args: spec.Args(start.Server), Files: files[:], Session: true, Rules: &rules})
 	if err != nil {
 		return fail(err)
 	}

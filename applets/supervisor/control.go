@@ -84,7 +84,7 @@ func (w *worker) perform(ctx context.Context, req control.Request) control.Respo
 		return control.Response{Error: err.Error()}
 	}
 	req.StateDir, req.PID, req.NetNS = dir, alive[0].PID, w.spec.NetNS
-	resp := firewall.Execute(ctx, req)
+	resp := firewall.ExecuteIn(ctx, w.ns, req)
 	if resp.Error == "" {
 		w.outlet.decided(req)
 	}

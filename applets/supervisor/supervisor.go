@@ -26,6 +26,7 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/pair"
+	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/wire/control"
 	"github.com/terok-ai/terok-box/wire/start"
 )
@@ -83,5 +84,6 @@ func (p program) pair(spec control.Spec) pair.Pair {
 		},
 		Restarts: spec.Restarts,
 		Pace:     p.pace,
+		Confine:  func() error { return reach.Supervisor(spec).Filter() },
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/terok-ai/terok-box/nl/confine"
 )
 
 // Name is argv[0] of every process that Start starts.
@@ -33,9 +35,10 @@ const SignalEnd = syscall.SIGUSR1
 // standard streams /dev/null, in the namespaces of the calling thread and in
 // the control group of the caller.
 type Command struct {
-	Args    []string // after the name
-	Files   []int    // become descriptors 3, 4, …; None is /dev/null
-	Session bool     // in a session of its own
+	Args    []string       // after the name
+	Files   []int          // become descriptors 3, 4, …; None is /dev/null
+	Session bool           // in a session of its own
+	Rules   *confine.Rules // it and all that it starts are confined by; nil: as the caller is
 }
 
 // None stands for a file that a process does not get.
@@ -61,9 +64,18 @@ func Start(c Command) (*os.Process, error) {
 	if err := CloseOnExec(); err != nil {
 		return fail(err)
 	}
-	pid, err := syscall.ForkExec(self, append([]string{Name}, c.Args...), &syscall.ProcAttr{
-		Dir: "/", Files: files, Sys: &syscall.SysProcAttr{Setsid: c.Session},
-	})
+	var pid int
+	fork := func() (err error) {
+		pid, err = syscall.ForkExec(self, append([]string{Name}, c.Args...), &syscall.ProcAttr{
+			Dir: "/", Files: files, Sys: &syscall.SysProcAttr{Setsid: c.Session},
+		})
+		return err
+	}
+	if c.Rules != nil {
+		err = c.Rules.Do(fork)
+	} else {
+		err = fork()
+	}
 	if err != nil {
 		return fail(err)
 	}

@@ -43,24 +43,30 @@ type Firewall struct {
 // response. The caller must be able to enter the container's network
 // namespace.
 func Execute(ctx context.Context, req control.Request) control.Response {
+	ns, err := netns.Open(req.PID)
+	if err != nil {
+		return control.Response{Error: fmt.Sprintf("%s: %v", req.Container, err)}
+	}
+	defer ns.Close()
+	return ExecuteIn(ctx, ns, req)
+}
+
+// ExecuteIn is Execute for who has the container's network namespace open, and
+// may not be allowed to open it by the process any more.
+func ExecuteIn(ctx context.Context, ns *netns.NS, req control.Request) control.Response {
 	var resp control.Response
-	if err := execute(ctx, req, &resp); err != nil {
+	if err := execute(ctx, ns, req, &resp); err != nil {
 		resp.Error = err.Error()
 	}
 	return resp
 }
 
-func execute(ctx context.Context, req control.Request, resp *control.Response) (err error) {
+func execute(ctx context.Context, ns *netns.NS, req control.Request, resp *control.Response) (err error) {
 	b, err := bundle.Open(req.StateDir)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	ns, err := netns.Open(req.PID)
-	if err != nil {
-		return fmt.Errorf("%s: %w", req.Container, err)
-	}
-	defer ns.Close()
 	if err := NotHost(ns); err != nil {
 		return fmt.Errorf("%s: %w", req.Container, err)
 	}

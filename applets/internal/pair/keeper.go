@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/wire/start"
 )
 
 // Keep is the keeper, which is called title. own are the program's own files,
 // of which child.None are missing.
 func (p Pair) Keep(title string, own ...int) error {
-	Entitle(title)
+	cmdenv.Entitle(title)
 	debug.SetGCPercent(20) // it has next to nothing
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)

@@ -44,6 +44,9 @@ type Pair struct {
 	Spec     func(restarts int) any
 	Restarts int
 	Pace     Pace
+	// Confine takes from the first server what it has needed to start only; nil:
+	// nothing. Those that come after it are started by one that was confined.
+	Confine func() error
 }
 
 // Pace is how soon a process that died is started again: at once if it had
@@ -89,10 +92,6 @@ func Inherit[T interface{ Check() error }](of func(spec T) start.Identity, id st
 	}
 	return spec, pipe, wait, nil
 }
-
-// Entitle makes the process's own name tell what it is (comm of proc(5)),
-// which is "exe" otherwise.
-func Entitle(name string) { _ = os.WriteFile("/proc/self/comm", []byte(name), 0) }
 
 // signals cancels when the process is told to end; told is closed if that is
 // for good.

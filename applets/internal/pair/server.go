@@ -12,6 +12,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/roster"
+	"github.com/terok-ai/terok-box/nl/confine"
 	"github.com/terok-ai/terok-box/wire/start"
 )
 
@@ -101,6 +102,11 @@ func (p Pair) Serve(w Worker, title string, pipe *os.File, wait func() error) (e
 		fmt.Fprintln(report, cmdenv.Printable(err.Error()))
 		return err
 	}
+	if p.Confine != nil && p.Restarts == 0 {
+		if err := p.Confine(); err != nil { // which leaves it as it is
+			s.log.Warn("this process may do more than it should", "err", err)
+		}
+	}
 	guarded := make(chan struct{})
 	go func() {
 		defer close(guarded)
@@ -110,8 +116,8 @@ func (p Pair) Serve(w Worker, title string, pipe *os.File, wait func() error) (e
 		p.outlive(ctx, s.log)
 		cancel(ErrEnd)
 	}()
-	Entitle(title)
-	s.log.Info("ready", "restarts", p.Restarts)
+	cmdenv.Entitle(title)
+	s.log.Info("ready", "restarts", p.Restarts, "confined", confine.Status())
 	if p.Roster != "" {
 		roster.Purge(p.Roster)
 	}

@@ -1,0 +1,4 @@
+package confine
+
+// Handled is handled, for tests.
+var Handled = handled
