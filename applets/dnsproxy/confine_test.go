@@ -1,0 +1,46 @@
+package dnsproxy
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/terok-ai/terok-box/nl/confine/confinetest"
+	"github.com/terok-ai/terok-box/wire/bundle"
+)
+
+// Both processes are confined, on every thread, also those that were started
+// in the place of others; and names are answered.
+func TestConfined(t *testing.T) {
+	abi := confinetest.Need(t)
+	h := newHost(t)
+	c := h.container("demo", bundle.Proxy, nil)
+	c.start()
+	for round := range 3 {
+		server, keeper := c.pair()
+		c.answers()
+		for _, pid := range []int{server, keeper} {
+			confinetest.Confined(t, pid, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_NET_BIND_SERVICE)
+		}
+		killed := server
+		if round == 1 {
+			killed = keeper
+		}
+		kill(killed)
+		h.within(10*time.Second, "another one", func() bool { s, k := c.pair(); return s != killed && k != killed })
+	}
+	log, err := os.ReadFile(filepath.Join(c.dir, logName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("confined=\"landlock %d, seccomp, no new privileges\"", abi)
+	if n, ready := strings.Count(string(log), want), strings.Count(string(log), "msg=ready"); n != ready || n < 3 {
+		t.Errorf("%d of %d processes say %s:\n%s", n, ready, want, log)
+	}
+	c.end()
+}
