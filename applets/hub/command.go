@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/confined"
 	"github.com/terok-ai/terok-box/applets/internal/grammar"
 	"github.com/terok-ai/terok-box/applets/internal/hook"
+	within "github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/applets/internal/service"
 	"github.com/terok-ai/terok-box/wire/clearance"
 	"github.com/terok-ai/terok-box/wire/event"
@@ -76,8 +79,12 @@ func Grammar() (grammar.Program, error) {
 	return grammar.Of(k), nil
 }
 
-// pendingFile is in the directory of the user's sockets.
-const pendingFile = "terok-clearance.pending.json"
+// ownDir is the service's own directory, in that of the user's sockets, and
+// pendingFile what is in there.
+const (
+	ownDir      = "terok/hub"
+	pendingFile = "pending.json"
+)
 
 type serveCmd struct{}
 
@@ -88,6 +95,13 @@ func (serveCmd) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("no place for sockets: %w; set XDG_RUNTIME_DIR to a directory of your own", err)
 		}
+		own := filepath.Join(dir, ownDir)
+		if err := os.MkdirAll(own, 0o700); err != nil {
+			return fmt.Errorf("make a directory for what is asked: %w", err)
+		}
+		if err := confined.Program(a.env, within.Hub(dir, own), log); err != nil {
+			return err
+		}
 		sockets, err := service.Listen(a.env,
 			service.Socket{Name: "events", Path: event.UserSocketPath(dir)},
 			service.Socket{Name: "clearance", Path: clearance.UserSocketPath(dir)},
@@ -95,7 +109,7 @@ func (serveCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		m := memory{path: filepath.Join(dir, pendingFile), log: log}
+		m := memory{path: filepath.Join(own, pendingFile), log: log}
 		h, err := New(Config{Verdict: remote(verdict.UserSocketPath(dir)), Restore: m.load(), Save: m.save, Log: log})
 		if err != nil {
 			return errors.Join(err, sockets[0].Close(), sockets[1].Close())

@@ -8,16 +8,27 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/nl/confine/confinetest"
 )
+
+// The main thread stays main's, as in main.go.
+func init() { runtime.LockOSThread() }
 
 // foreignEnv makes the test binary a client of the sockets in that directory
 // and nothing else.
 const foreignEnv = "TEST_HUB_FOREIGN"
 
 func TestMain(m *testing.M) {
+	confinetest.Main()
+	if filepath.Base(os.Args[0]) == Name { // the program itself
+		os.Exit(Run(cmdenv.OS(), os.Args[1:]))
+	}
 	if dir := os.Getenv(foreignEnv); dir != "" {
 		os.Exit(foreign(dir))
 	}

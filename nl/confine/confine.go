@@ -58,6 +58,8 @@ const (
 	Write Access = unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE
 	// Remove is to remove files and sockets.
 	Remove Access = unix.LANDLOCK_ACCESS_FS_REMOVE_FILE
+	// Sockets is to make sockets, and to list and open the directory for that.
+	Sockets Access = unix.LANDLOCK_ACCESS_FS_MAKE_SOCK | unix.LANDLOCK_ACCESS_FS_READ_DIR
 	// Own is to make, write and remove files, sockets and directories.
 	Own = Read | Write | Remove | unix.LANDLOCK_ACCESS_FS_REMOVE_DIR | unix.LANDLOCK_ACCESS_FS_MAKE_DIR |
 		unix.LANDLOCK_ACCESS_FS_MAKE_REG | unix.LANDLOCK_ACCESS_FS_MAKE_SOCK

@@ -36,6 +36,11 @@ type Env struct {
 	UID    int               // real user id, as this process sees it
 	EUID   int
 	Self   string // path that executes this program again
+
+	// Again executes this program again in the place of this process, with the
+	// same arguments and open files, and Vars. It returns only an error. Nil
+	// where the process is not this command's alone, as in a test.
+	Again func() error
 }
 
 // OS is the environment of this process.
@@ -46,11 +51,13 @@ func OS() *Env {
 			vars[k] = v
 		}
 	}
-	return &Env{
+	env := &Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Vars: vars, UID: os.Getuid(), EUID: os.Geteuid(),
 		Self: "/proc/self/exe",
 	}
+	env.Again = func() error { return os.NewSyscallError("execve", syscall.Exec(env.Self, os.Args, env.Environ())) }
+	return env
 }
 
 // Get is the variable's value; "" if unset.

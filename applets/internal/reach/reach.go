@@ -53,6 +53,16 @@ func Names(s names.Spec) confine.Rules {
 	return r.Rules
 }
 
+// Hub is what the hub of all of a user's containers reaches: its sockets, which
+// are in his runtime directory itself, to be removed at the end, and a directory
+// of its own. Others' sockets need no right: who has a path can connect.
+func Hub(runtimeDir, dir string) confine.Rules {
+	r := base()
+	r.allow(confine.Remove|confine.Sockets, runtimeDir)
+	r.own(dir)
+	return r.Rules
+}
+
 // rules are rules to be.
 type rules struct{ confine.Rules }
 

@@ -258,15 +258,22 @@ func Threads(pid int) (all []string) {
 	return all
 }
 
-// Want is what Threads says of a thread with those capabilities. As nobody can
-// drop what he never had, the bounding set is that of the test's own process
-// where that has no CAP_SETPCAP.
+// Want is what Threads says of a thread with those capabilities, started from
+// this process: who has no CAP_SETPCAP cannot drop the bounding set.
 func Want(caps ...int) string {
 	var set uint64
 	for _, c := range caps {
 		set |= 1 << c
 	}
-	return fmt.Sprintf("CapInh=%016x CapPrm=%016x CapEff=%016x CapBnd=%016x CapAmb=%016x NoNewPrivs=1 Seccomp=2", 0, set, set, set, 0)
+	bound := set
+	var own, effective uint64
+	if _, err := fmt.Sscanf(Threads(os.Getpid())[0], "CapInh=%x CapPrm=%x CapEff=%x CapBnd=%x", new(uint64), new(uint64), &effective, &own); err != nil {
+		panic(err)
+	}
+	if effective&(1<<unix.CAP_SETPCAP) == 0 {
+		bound = own
+	}
+	return fmt.Sprintf("CapInh=%016x CapPrm=%016x CapEff=%016x CapBnd=%016x CapAmb=%016x NoNewPrivs=1 Seccomp=2", 0, set, set, bound, 0)
 }
 
 // Confined checks that every thread of a process is confined, and has those
