@@ -180,6 +180,7 @@ func TestVerdict(t *testing.T) {
 	c := h.container("demo", nil)
 	c.start()
 	c.pair()
+	c.within(10*time.Second, "answers of others are taken", func() bool { return c.record().Verdict != "" })
 	client, err := verdict.Dial(limited(t), verdict.SocketPath(h.runtime, c.short()))
 	if err != nil {
 		t.Fatal(err)
