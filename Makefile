@@ -35,7 +35,7 @@ demo: build/demo ## the main job in under a minute
 	build/demo
 
 test: ## everything: unit, kernel, end to end; installs what it needs first
-	scripts/deps
+	scripts/deps --desktop
 	$(MAKE) unit e2e
 
 unit: build

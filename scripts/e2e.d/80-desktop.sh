@@ -1,0 +1,306 @@
+# Popups: a real session bus, X server and notification daemon, and a mouse that clicks on what is to be seen.
+# shellcheck shell=bash disable=SC2016,SC2034,SC2154,SC2317
+
+# ---- the desktop of the machine's user
+
+declare -A running_pids # in the machine's own pid namespace
+spawn() { # NAME CMD...: in the background as the user, until the test ends
+  local name=$1
+  shift
+  user sh -c 'echo $$ >"$0"; exec "$@"' "$tmp/$name.pid" "$@" >"$tmp/$name.out" 2>"$tmp/$name.err" &
+  within 5 test -s "$tmp/$name.pid" || die "$name does not start"
+  running_pids[$name]=$(<"$tmp/$name.pid")
+}
+halt() { # NAME
+  root kill -9 "${running_pids[$1]}" 2>/dev/null || true
+  unset "running_pids[$1]"
+  rm -f "$tmp/$1.pid"
+}
+screen() { # an X server without a screen
+  spawn x Xvfb -displayfd 1 -screen 0 1000x900x24 -nolisten tcp
+  within 30 test -s "$tmp/x.out" || die "no X server: $(cat "$tmp/x.err")"
+  display=:$(<"$tmp/x.out")
+}
+session_bus() {
+  user rm -f "$runtime/bus"
+  spawn bus dbus-daemon --session --nofork --nopidfile --address="unix:path=$runtime/bus"
+  within 10 user test -S "$runtime/bus" || die "no session bus: $(cat "$tmp/bus.err")"
+  spawn monitor dbus-monitor --session "interface='org.freedesktop.Notifications'"
+  within 10 grep -q NameAcquired "$tmp/monitor.out" || die "no dbus-monitor: $(cat "$tmp/monitor.err")"
+}
+daemon() { # CMD...: one that shows notifications
+  spawn daemon env DISPLAY="$display" NO_AT_BRIDGE=1 "$@"
+  within 20 owned || die "nobody shows notifications: $(cat "$tmp/daemon.err")"
+}
+owned() {
+  [[ $(user dbus-send --session --print-reply=literal --dest=org.freedesktop.DBus / org.freedesktop.DBus.NameHasOwner \
+    string:org.freedesktop.Notifications) == *true* ]]
+}
+watcher() {
+  spawn watch env DISPLAY="$display" terok-clearance-notify --watch
+}
+notification_daemon=/usr/lib/notification-daemon/notification-daemon
+desktop() { # with the watcher
+  runtime=/run/user/$(user id -u)
+  screen
+  session_bus
+  daemon "$notification_daemon"
+  watcher
+}
+teardown() {
+  local name
+  for name in "${!running_pids[@]}"; do halt "$name"; done
+  user rm -f "/run/user/$(user id -u)/bus"
+}
+
+# ---- what is on the screen
+
+x() { user env DISPLAY="$display" "$@"; }
+popups() { # ids of the windows
+  x xdotool search --onlyvisible --name '^Notification$' 2>/dev/null || true
+}
+count() { popups | wc -l; }
+shown() { # TEXT: some notification had it
+  grep -q -- "string \".*$1" "$tmp/monitor.out"
+}
+shows() { # TEXT
+  within 15 shown "$1" || die "nothing on the screen about '$1': $(grep -c Notify "$tmp/monitor.out") notifications, $(cat "$tmp/watch.err")"
+}
+# The buttons of a window, as its picture tells: the words of its lowest line of text, "X Y" each from
+# left to right, if that begins in the right half, where text does not. A word is dark, and further from
+# the next than letters are from each other.
+buttons() { # WINDOW
+  x import -window "$1" -colorspace gray -depth 8 txt:- | awk -F'[,:() ]+' '
+    NR == 1 { split($0, head, ": "); split(head[2], size, ","); w = size[1]; h = size[2]; next }
+    { x = $1; y = $2; v = $3
+      if (v < 110 && x > 12 && x < w - 12 && y > h / 2 && y < h - 8) { dark[y]++; at[y, x] = 1; if (y > last) last = y } }
+    END {
+      for (top = last; top > 0 && (dark[top] || dark[top - 1] || dark[top - 2]); top--);
+      gap = 99
+      for (x = 12; x < w; x++) {
+        ink = 0
+        for (y = top; y <= last; y++) if (at[y, x]) ink = 1
+        if (ink) { if (gap > 9) { n++; from[n] = x } to[n] = x; gap = 0 } else gap++
+      }
+      if (from[1] > w / 2) for (i = 1; i <= n; i++) print int((from[i] + to[i]) / 2), int((top + last) / 2)
+    }'
+}
+press() { # WINDOW NUMBER: the mouse goes to that button, counted from the left, and clicks
+  local list place
+  mapfile -t list < <(buttons "$1")
+  ((${#list[@]} >= 2)) || die "buttons of window $1: ${list[*]}"
+  place=${list[$2 - 1]}
+  x xdotool mousemove --window "$1" "${place% *}" "${place#* }" sleep 0.3 click 1
+}
+pressable() { # ids of the windows with buttons
+  local id
+  for id in $(popups); do
+    if [[ $(buttons "$id" | wc -l) -ge 2 ]]; then echo "$id"; fi
+  done
+}
+one() { [[ $(pressable | wc -l) -eq 1 ]]; }
+nothing_to_press() { [[ -z $(pressable) ]]; }
+question() { # the only one
+  within 15 one || die "$(count) popups, with buttons: $(pressable)"
+  pressable
+}
+click() { # NUMBER: on the only question
+  local id
+  id=$(question)
+  press "$id" "$1"
+}
+page() { # CONTAINER URL: yes or no
+  podman exec "$1" sh -c "if timeout 6 wget -qO- $2 2>/dev/null | grep -q 'inet ok'; then echo yes; else echo no; fi"
+}
+page_comes() { [[ $(page "$1" "$2") == yes ]]; }
+
+# ---- the main job
+
+op_click_on_allow() {
+  shield setup
+  profile p allowed.test
+  desktop
+  sleeper demo p
+  equal "page of other.test" "$(page demo http://other.test/)" no
+  shows 'Blocked: other.test:53'
+  click 1
+  within 5 page_comes demo http://other.test/ || die "not allowed: $(cat "$tmp/watch.err")"
+  shows 'Allowed: other.test'
+  equal "page of an address" "$(page demo http://203.0.113.31/)" no
+  shows 'Blocked: 203.0.113.31:80'
+  if [[ -n ${E2E_SCREENSHOT:-} ]]; then # for README
+    x import -window "$(question)" -colors 64 png:- >"$E2E_SCREENSHOT"
+  fi
+  click 1
+  within 5 passes_now demo 203.0.113.31 || die "not allowed: $(cat "$tmp/watch.err")"
+  expect_passes demo tcp 203.0.113.31
+  equal "page of a third target" "$(page demo http://203.0.113.32/)" no
+}
+passes_now() { [[ $(probe "$1" tcp "$2") == yes ]]; }
+
+op_click_on_deny() {
+  shield setup
+  profile p allowed.test
+  desktop
+  sleeper demo p
+  equal "page of an address" "$(page demo http://203.0.113.31/)" no
+  shows 'Blocked: 203.0.113.31:80'
+  click 2
+  shows 'Denied: 203.0.113.31'
+  equal "page of the address" "$(page demo http://203.0.113.31/)" no
+  expect_blocked demo tcp 203.0.113.31
+  expect_passes demo tcp 203.0.113.10
+  contains "audit" "$(shield logs --container demo)" '"action": "denied"'
+  equal "popups about it" "$(grep -c 'string "Blocked: 203.0.113.31' "$tmp/monitor.out")" 1
+}
+
+op_answer_elsewhere_takes_the_buttons_away() {
+  shield setup
+  profile p allowed.test
+  desktop
+  sleeper demo p
+  equal "page of an address" "$(page demo http://203.0.113.31/)" no
+  shows 'Blocked: 203.0.113.31:80'
+  question
+  (echo 'a'; sleep 2; echo q) | user sh -c 'sleep 1; exec clearance-hub clearance' >"$tmp/terminal.out"
+  shows 'Allowed: 203.0.113.31'
+  expect_passes demo tcp 203.0.113.31
+  within 15 nothing_to_press || die "$(count) popups with buttons"
+}
+
+# ---- desktops come and go
+
+op_desktop_comes_later_and_again() {
+  shield setup
+  profile p allowed.test
+  runtime=/run/user/$(user id -u)
+  screen
+  watcher
+  sleeper demo p
+  equal "page of an address" "$(page demo http://203.0.113.31/)" no
+  sleep 1
+  session_bus
+  daemon "$notification_daemon"
+  shows 'Blocked: 203.0.113.31:80'
+  # It dies, and another one comes.
+  halt daemon
+  within 5 nobody_owns || die "the daemon lives"
+  daemon "$notification_daemon"
+  question
+  # The bus dies, too.
+  halt daemon
+  halt monitor
+  halt bus
+  session_bus
+  daemon "$notification_daemon"
+  question
+  click 1
+  within 5 passes_now demo 203.0.113.31 || die "not allowed: $(cat "$tmp/watch.err")"
+  expect_passes demo tcp 203.0.113.31
+}
+nobody_owns() { ! owned; }
+
+op_second_watcher_ends() {
+  desktop
+  sleep 1
+  local said rc=0
+  said=$(user terok-clearance-notify --watch 2>&1) || rc=$?
+  equal "exit code" "$rc" 1
+  contains "its message" "$said" "already"
+  equal "notification" "$(user terok-clearance-notify TITLE 'a <b> & c')" 1
+  shows 'TITLE'
+  shows 'a &lt;b&gt; &amp; c'
+}
+
+op_no_desktop_is_no_error() {
+  local said
+  said=$(user terok-clearance-notify TITLE BODY --actions allow:Allow deny:Deny --wait 2>&1)
+  equal "what it prints" "$said" 0
+  said=$(user clearance-hub notify TITLE 2>&1)
+  equal "what it prints" "$said" 0
+}
+
+# ---- another daemon, which has its actions in a menu
+
+op_dunst() {
+  shield setup
+  profile p allowed.test
+  runtime=/run/user/$(user id -u)
+  screen
+  session_bus
+  user mkdir -p "$user_home/e2e"
+  printf '#!/bin/sh\ngrep -m 1 "$(cat %s/choice)"\n' "$user_home/e2e" | user tee "$user_home/e2e/menu" >/dev/null
+  user chmod 755 "$user_home/e2e/menu"
+  printf '[global]\nwidth = 400\norigin = top-right\ndmenu = %s/e2e/menu\nmouse_left_click = context\nmouse_right_click = close_current\n' "$user_home" |
+    user tee "$user_home/e2e/dunstrc" >/dev/null
+  daemon dunst -conf "$user_home/e2e/dunstrc"
+  watcher
+  sleeper demo p
+  local round target
+  for round in Deny Allow; do
+    echo "$round" | user tee "$user_home/e2e/choice" >/dev/null
+    target=203.0.113.31
+    if [[ $round == Allow ]]; then target=203.0.113.32; fi
+    equal "page of $target" "$(page demo "http://$target/")" no
+    shows "Blocked: $target:80"
+    within 10 dunst_shown || die "dunst shows nothing"
+    x xdotool mousemove 900 60 sleep 0.3 click 1
+    shows "$(past "$round"): $target"
+    x xdotool mousemove 500 500
+    user env DISPLAY="$display" dunstctl close-all
+  done
+  expect_blocked demo tcp 203.0.113.31
+  expect_passes demo tcp 203.0.113.32
+}
+past() { if [[ $1 == Allow ]]; then echo Allowed; else echo Denied; fi; }
+dunst_shown() { [[ $(x dunstctl count displayed) -ge 1 ]]; }
+
+# ---- many
+
+op_scan_leaves_six_popups() {
+  shield setup
+  profile p allowed.test
+  desktop
+  sleeper demo p
+  local i most=0 n
+  podman exec demo sh -c 'for i in $(seq 1 200); do (echo x | nc -w 1 198.51.100.$i 80 >/dev/null 2>&1) & sleep 0.04; done; wait' &
+  for i in $(seq 12); do
+    n=$(count)
+    ((n <= most)) || most=$n
+    sleep 1
+  done
+  wait $! || true
+  sleep 2
+  n=$(count)
+  local pending own more
+  pending=$( (sleep 3; echo l; sleep 1; echo q) | user clearance-hub clearance 2>/dev/null | grep -c '^  \[')
+  own=$(grep -c 'string "Blocked: 198.51' "$tmp/monitor.out")
+  more=$(sed -nE 's/.*string "([0-9]+) more blocked in .*/\1/p' "$tmp/monitor.out" | tail -n 1)
+  note "$pending questions: $own with popups of their own, $more in the summary; $n popups, at most $most"
+  ((n <= 6 && most <= 6 && n >= 1)) || die "$n popups, at most $most"
+  equal "questions on the desktop" "$((own + more))" "$pending"
+  ((pending > 6)) || die "only $pending questions"
+}
+
+# ---- set up
+
+op_setup_desktop() {
+  shield setup --desktop
+  user test -s "$user_home/.config/autostart/terok-clearance-notify.desktop"
+  contains "unit" "$(user cat "$user_home/.config/systemd/user/terok-clearance-notify.service")" 'terok-box" terok-clearance-notify --watch'
+  runtime=/run/user/$(user id -u)
+  screen
+  session_bus
+  daemon "$notification_daemon"
+  # As a session does it.
+  spawn watch env DISPLAY="$display" sh -c "exec $(user sed -n 's/^Exec=//p' "$user_home/.config/autostart/terok-clearance-notify.desktop")"
+  profile p allowed.test
+  sleeper demo p
+  equal "page of an address" "$(page demo http://203.0.113.31/)" no
+  shows 'Blocked: 203.0.113.31:80'
+  shows 'terok-symbolic' # the icon is installed
+  podman rm -f --time 0 demo
+  shield uninstall
+  fails user test -e "$user_home/.config/autostart/terok-clearance-notify.desktop"
+  fails user test -e "$user_home/.local/share/icons/hicolor/symbolic/apps/terok-symbolic.svg"
+}
