@@ -1,26 +1,9 @@
 # Questions: what is blocked is asked about once, and the answer is in the running container's firewall.
 # shellcheck shell=bash disable=SC2016,SC2034,SC2154,SC2317
 
-# ---- the terminal tool, as somebody types into it
+# ---- the terminal tool
 
-console() { # NAME CMD...: its output is in $tmp/NAME.out, what is typed goes to descriptor ${typing[NAME]}
-  local name=$1 fd
-  shift
-  root mkfifo -m 666 "$tmp/$name.in"
-  user "$@" <"$tmp/$name.in" >"$tmp/$name.out" 2>"$tmp/$name.err" &
-  consoles[$name]=$!
-  exec {fd}>"$tmp/$name.in"
-  typing[$name]=$fd
-}
-declare -A typing consoles
 clearance() { console clearance clearance-hub clearance; }
-enter() { # NAME LINE
-  echo "$2" >&"${typing[$1]}"
-}
-closed() { # NAME: what is typed ends
-  local fd=${typing[$1]}
-  exec {fd}>&-
-}
 prompts() { # NAME TEXT: how many prompts there were
   grep -c "^\[[0-9]*\] BLOCKED .*$2" "$tmp/$1.out" || true
 }
@@ -31,12 +14,6 @@ asked_about() { # NAME TEXT
   within 5 prompted "$@" || die "no prompt about $2: $(cat "$tmp/$1.out" "$tmp/$1.err")"
 }
 prompted() { [[ $(prompts "$@") -gt 0 ]]; }
-says() { # NAME TEXT
-  within 5 grep -q -- "$2" "$tmp/$1.out" || die "$1 does not say '$2': $(cat "$tmp/$1.out" "$tmp/$1.err")"
-}
-page() { # CONTAINER URL: yes or no
-  podman exec "$1" sh -c "if timeout 6 wget -qO- $2 2>/dev/null | grep -q 'inet ok'; then echo yes; else echo no; fi"
-}
 equal_page() { [[ $(page "$1" "$2") == "$3" ]]; }
 supervisors() { root pgrep -f '^terok-box supervisor' || true; }
 no_supervisors() { [[ -z $(supervisors) ]]; }
@@ -308,11 +285,6 @@ TEXT
 }
 
 teardown() {
-  local name fd
   root pkill -f "^socat UNIX-LISTEN:$user_home/e2e.sock" || true
   user rm -f "$user_home/e2e.sock"
-  for name in "${!typing[@]}"; do
-    fd=${typing[$name]}
-    exec {fd}>&-
-  done
 }
