@@ -177,6 +177,31 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// A bus that lets nobody hear signals: a button would do nothing.
+func TestDeaf(t *testing.T) {
+	b := newDaemon(t)
+	file := filepath.Join(b.dir, "bus.conf")
+	config, err := os.ReadFile(file)
+	if err == nil {
+		denied := bytes.Replace(config, []byte("</policy>"), []byte(`<deny send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus" send_member="AddMatch"/></policy>`), 1)
+		err = os.WriteFile(file, denied, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.start()
+	d := b.show(notificationsName, usual...)
+	var log syncBuffer
+	n := b.open(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	mustShow(t, n, Popup{Body: "b", Unable: "u", Actions: []Action{{Key: "k", Label: "L"}}})
+	if got := d.was("Notify")[0].Body; got[4] != "b\nu" || len(got[5].([]string)) != 0 {
+		t.Errorf("%q", got)
+	}
+	if n := strings.Count(log.String(), "does not let us hear"); n != 1 { // although there are several rules
+		t.Errorf("%d times in %s", n, log.String())
+	}
+}
+
 // A desktop that closes everything at once, and speaks before it answers.
 func TestHasty(t *testing.T) {
 	b := startBus(t)
@@ -513,6 +538,9 @@ func TestPortal(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "removed", func() bool { return len(d.was("RemoveNotification")) == 1 })
+	if got := d.was("RemoveNotification")[0]; got.Body[0] != word || got.Signature != "s" {
+		t.Errorf("%v", got)
+	}
 
 	// A real desktop is preferred as soon as it is there.
 	real := b.show(notificationsName, usual...)

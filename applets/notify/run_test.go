@@ -1,9 +1,12 @@
 package notify
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,6 +94,29 @@ func TestHeadless(t *testing.T) {
 		t.Fatal(err)
 	}
 	empty := startBus(t)
+	listens := func(name, says string) string { // to whoever connects, and hangs up
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				r := bufio.NewReader(c)
+				for err == nil && says != "" {
+					if _, err = r.ReadString('\n'); err == nil {
+						_, err = io.WriteString(c, says)
+					}
+				}
+				c.Close()
+			}
+		}()
+		return "unix:path=" + l.Addr().String()
+	}
 	for name, vars := range map[string]map[string]string{
 		"nothing":      {},
 		"no bus":       {"XDG_RUNTIME_DIR": dir},
@@ -99,6 +125,9 @@ func TestHeadless(t *testing.T) {
 		"no address":   {addressVar: "nonsense"},
 		"TCP":          {addressVar: "tcp:host=localhost,port=1"},
 		"no desktop":   empty.vars(),
+		"rejected":     {addressVar: listens("r", "REJECTED EXTERNAL\r\n")},
+		"hangs up":     {addressVar: listens("h", "")},
+		"no D-Bus":     {addressVar: listens("n", "HTTP/1.1 400 Bad Request\r\n")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, run := range []func(*cmdenv.Env, []string) int{Run, RunVerb} {
@@ -111,7 +140,7 @@ func TestHeadless(t *testing.T) {
 					t.Errorf("it took %v", d)
 				}
 			}
-			if _, out, errs := program(vars, Run, "T", "-v"); out != "0\n" || name != "no desktop" && !strings.Contains(errs, "there is no session bus") {
+			if _, out, errs := program(vars, Run, "T", "-v"); out != "0\n" || name != "no desktop" && !strings.Contains(errs, "no popups") {
 				t.Errorf("%q, %q", out, errs)
 			}
 		})

@@ -442,7 +442,7 @@ func benchClearance() (rows []row, err error) {
 		return g, err
 	}
 	for _, part := range []func(func(...string) (*guarded, error), string) ([]row, error){
-		benchLatency, benchFlood, benchLoss, benchCrowd, benchMemory,
+		benchLatency, benchClick, benchFlood, benchLoss, benchCrowd, benchMemory,
 	} {
 		got, err := part(open, dir)
 		if err != nil {

@@ -168,7 +168,7 @@ var users = []struct {
 }{
 	{"github.com/alecthomas/kong", []string{"applets/shield", "applets/hub", "applets/internal/grammar"}, "kong is for command lines that people type"},
 	{"github.com/miekg/dns", []string{"applets/internal/resolve", "applets/dnsproxy", "scripts/lab.d/dns"}, "DNS messages are read in two places only"},
-	{"github.com/godbus/dbus", []string{"applets/notify"}, "only notifications speak D-Bus"},
+	{"github.com/godbus/dbus", []string{"applets/notify", "scripts/bench.d"}, "only notifications speak D-Bus, and what measures them"},
 	{"github.com/google/nftables", []string{"nl/nft"}, "one package speaks nf_tables"},
 	{"github.com/BurntSushi/toml", []string{"applets/internal/podman"}, "containers.conf is Podman's"},
 	{"go.yaml.in/yaml", []string{"applets/internal/config", "applets/internal/podman"}, "YAML is for configuration files"},
