@@ -164,7 +164,7 @@ func FromUsage(name, usage string) Program {
 	v.Flags = append(v.Flags, Flag{Names: []string{"-h", "--help"}, Help: "Show help."})
 	first, _, _ := strings.Cut(usage, "\n")
 	if m := regexp.MustCompile(`\[([a-z][A-Za-z|]*)\]`).FindStringSubmatch(first); m != nil {
-		v.Args = []Value{{Kind: Choices, Choices: strings.Split(m[1], "|")}}
+		v.Args = []Value{{Kind: Choices, Name: m[1], Choices: strings.Split(m[1], "|")}}
 	}
 	return Program{Name: name, Verbs: []Verb{v}}
 }
