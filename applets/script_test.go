@@ -21,6 +21,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/examples"
 	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/nl/kerneltest"
 	"github.com/terok-ai/terok-box/nl/netns"
@@ -236,6 +237,9 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("%s: %s, %q", args[1], dns.RcodeToString[rcode], got)
 				}
 			},
+			// documented: what README and the man pages show of a container
+			// called demo does what they show.
+			"documented": func(ts *testscript.TestScript, _ bool, _ []string) { documented(of(ts).t, ts) },
 			// end NAME: the container's process ends.
 			"end": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).containers[args[0]].end() },
 			// nft NAME ARG…: the real nft, as somebody who tampers.
@@ -254,6 +258,29 @@ func TestScripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+// documented runs the examples that need no engine and end by themselves, and
+// compares what they print with what is shown, if anything is.
+func documented(t testing.TB, ts *testscript.TestScript) {
+	alone := strings.Fields("status allow deny down up quarantine rules harvest logs profiles preview config completion check-environment")
+	ran := 0
+	for _, e := range examples.All(t) {
+		words := strings.Fields(e.Text)
+		if words[0] != "terok-shield" || !slices.Contains(alone, words[1]) {
+			continue
+		}
+		ran++
+		if err := ts.Exec("bash", "-c", e.Text); err != nil {
+			ts.Fatalf("%s:%d: %s: %v", e.File, e.Line, e.Text, err)
+		}
+		if got := ts.ReadFile("stdout"); e.Output != "" && got != e.Output {
+			ts.Fatalf("%s:%d: %s printed\n%s", e.File, e.Line, e.Text, got)
+		}
+	}
+	if ran < 15 {
+		ts.Fatalf("only %d examples", ran)
+	}
 }
 
 // Every one of the six names is a program, and no private one is shown.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/applets/internal/examples"
+	"github.com/terok-ai/terok-box/applets/internal/grammar"
 	"github.com/terok-ai/terok-box/resources"
 	"github.com/terok-ai/terok-box/wire/clearance"
 	"github.com/terok-ai/terok-box/wire/varlink"
@@ -237,5 +240,28 @@ func TestMemory(t *testing.T) {
 	}
 	if m.save([]byte("{}")); string(m.load()) != "{}" {
 		t.Error("not saved")
+	}
+}
+
+// What README and the man pages show can be typed.
+func TestExamples(t *testing.T) {
+	shown := 0
+	for _, e := range examples.All(t) {
+		for _, words := range e.Commands(t, "terok-shield", "clearance-hub", "clearance-verdict", "terok-clearance-notify", "terok-box") {
+			if words[0] != Name || slices.Contains([]string{"notify", "serve-verdict"}, words[1]) {
+				continue
+			}
+			shown++
+			k, err := grammar.New(new(verbs), Name, description, io.Discard, io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := grammar.Parse(k, words[1:]); err != nil {
+				t.Errorf("%s:%d: %q: %v", e.File, e.Line, words, err)
+			}
+		}
+	}
+	if shown < 3 {
+		t.Errorf("%d examples only", shown)
 	}
 }

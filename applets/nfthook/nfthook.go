@@ -27,8 +27,10 @@ const usage = `usage: nft-hook [createRuntime|poststop] < OCI-STATE
 
 An OCI runtime runs this. createRuntime reads the state directory from the
 annotation terok.shield.state_dir, verifies the ruleset in it and puts it into
-the container's network namespace; any doubt ends in exit code 1, and the
-runtime then refuses to start the container. poststop cleans up.
+the container's network namespace; with any doubt it fails, and the runtime
+then refuses to start the container. poststop cleans up.
+
+Exit codes: 0 done, 1 the container must not start.
 `
 
 // memoryLimit in bytes, from which on garbage is collected after all: several

@@ -33,6 +33,7 @@ user is refused, as it happens, and has the answers carried out, until it is
 ended. It waits for a desktop if there is none. One does per session: a second
 one says so and ends.
 
+  --watch                ask, as said above
   --events LIST          what is shown, with commas between: blocked, verdict,
                          shield_up, shield_down, container_started,
                          container_exited, or all. Default:

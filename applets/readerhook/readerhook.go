@@ -28,8 +28,10 @@ import (
 const usage = `usage: reader-hook [createRuntime|poststop] < OCI-STATE
 
 An OCI runtime runs this. createRuntime starts the process that asks about
-what the container's firewall blocks, poststop ends it. The exit code is
-always 0: without this process, what is blocked stays blocked.
+what the container's firewall blocks, poststop ends it. Without this process,
+what is blocked stays blocked.
+
+Exit codes: 0 always.
 `
 
 const (
