@@ -4,10 +4,10 @@
 //
 // Each thread has its own confinement, and Go moves goroutines between
 // threads. So a program is confined by whoever starts it: on a thread that
-// does nothing else and ends, by Do; or it confines its main thread and
-// executes itself again, by Here. All its threads, and its children, are then
-// in one and the same confinement. Only the system calls can be taken from all
-// threads at once, by Filter.
+// does nothing else and ends, by Do; or it confines one of its threads, by
+// Here, and executes itself again on that. All its threads, and its children,
+// are then in one and the same confinement. Only the system calls can be taken
+// from all threads at once, by Filter.
 //
 // A kernel that lacks one of the three leaves the others in force.
 //

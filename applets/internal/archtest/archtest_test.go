@@ -92,7 +92,7 @@ var only = []struct {
 	{"applets/internal/policy", []string{"wire/bundle"}, "policy is pure: it can be reasoned about without a system"},
 	{"applets/internal/dossier", []string{"wire"}, "the dossier decorates what anybody of ours sends"},
 	{"applets/internal/reach", []string{"nl/confine", "wire", "golang.org/x/sys"}, "what programs may reach is said in one place, which does nothing itself"},
-	{"applets/internal/confined", []string{"applets/internal/cmdenv", "nl/confine", "golang.org/x/sys"}, "a program confines itself before it does anything else"},
+	{"applets/internal/confined", []string{"applets/internal/cmdenv", "nl/confine"}, "a program confines itself before it does anything else"},
 	{"applets/internal/cmdenv", []string{"golang.org/x/sys"}, "everything uses it, so it uses nothing"},
 	{"applets/internal/grammar", []string{"github.com/alecthomas/kong"}, "a command line as a value knows nothing of what commands do"},
 	{"applets/internal/subscriber", []string{"wire"}, "who shows prompts, and where, is not its business: a terminal and a desktop use it alike"},

@@ -9,9 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/nl/confine"
@@ -30,9 +29,7 @@ func Program(env *cmdenv.Env, rules confine.Rules, log *slog.Logger) error {
 	}
 	pid := strconv.Itoa(os.Getpid())
 	if env.Get(mark) != pid {
-		if unix.Gettid() != os.Getpid() {
-			return fmt.Errorf("confine this program: thread %d is not its main one", unix.Gettid())
-		}
+		runtime.LockOSThread() // the thread that executes is the one that stays
 		if err := rules.Here(); err != nil {
 			return err
 		}

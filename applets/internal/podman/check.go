@@ -67,7 +67,8 @@ func (e Environment) Hint() string {
 	return ""
 }
 
-const setupFix = "run terok-shield setup"
+// SetupFix is the Fix of what setting up mends.
+const SetupFix = "run terok-shield setup"
 
 // Check looks at everything outside of the kernel's tables that a shielded
 // container needs, for those roles (the firewall alone if there are none).
@@ -163,9 +164,9 @@ func (e *Environment) hooks(s system, roles []Role) {
 
 	if at, _ := find(conf.HooksDirs, Firewall.descriptorName(createRuntime)); at == "" {
 		if !exists(filepath.Join(dir, Firewall.descriptorName(createRuntime))) {
-			e.issue("the hooks are not installed", setupFix)
+			e.issue("the hooks are not installed", SetupFix)
 		} else if !e.notInForce(s, dir) {
-			e.issue("podman does not read hooks from "+dir, setupFix)
+			e.issue("podman does not read hooks from "+dir, SetupFix)
 		}
 		return
 	}
@@ -204,7 +205,7 @@ func (e *Environment) masked(s system) {
 	}
 	for _, d := range without.HooksDirs {
 		if without.HooksFile != "" && !slices.Contains(with.HooksDirs, d) {
-			e.issue(fmt.Sprintf("%s hides the hook directory %s, which %s sets", dropIn, d, without.HooksFile), setupFix)
+			e.issue(fmt.Sprintf("%s hides the hook directory %s, which %s sets", dropIn, d, without.HooksFile), SetupFix)
 		}
 	}
 }
@@ -229,7 +230,7 @@ func (e *Environment) descriptor(s system, dirs []string, role Role, stage strin
 	name := role.descriptorName(stage)
 	dir, text := find(dirs, name)
 	if dir == "" {
-		e.broken(role, "descriptor "+name+" is missing", setupFix)
+		e.broken(role, "descriptor "+name+" is missing", SetupFix)
 		return
 	}
 	path := filepath.Join(dir, name)
@@ -240,10 +241,10 @@ func (e *Environment) descriptor(s system, dirs []string, role Role, stage strin
 	err := json.Unmarshal(text, &d)
 	switch {
 	case err != nil || !slices.Contains(d.Stages, stage) || d.When.Annotations["terok.shield.profiles"] != ".*":
-		e.broken(role, path+" is not a descriptor that runs for shielded containers", setupFix)
+		e.broken(role, path+" is not a descriptor that runs for shielded containers", SetupFix)
 		return
 	case !filepath.IsAbs(d.Hook.Path) || !executable(d.Hook.Path):
-		e.broken(role, fmt.Sprintf("%s names %s, which is missing or not executable, and podman starts containers without it", path, d.Hook.Path), setupFix)
+		e.broken(role, fmt.Sprintf("%s names %s, which is missing or not executable, and podman starts containers without it", path, d.Hook.Path), SetupFix)
 		return
 	}
 	if d := filepath.Dir(d.Hook.Path); noexec(d) {
@@ -254,13 +255,13 @@ func (e *Environment) descriptor(s system, dirs []string, role Role, stage strin
 	native, same, err := compare(d.Hook.Path, s.env.Self)
 	switch {
 	case err != nil:
-		e.stale(err.Error(), setupFix)
+		e.stale(err.Error(), SetupFix)
 	case same:
 		if len(d.Hook.Args) == 0 || d.Hook.Args[0] != role.Entry() || !slices.Contains(d.Hook.Args[1:], stage) {
-			e.broken(role, path+" does not run the program as "+role.Entry()+" "+stage, setupFix)
+			e.broken(role, path+" does not run the program as "+role.Entry()+" "+stage, SetupFix)
 		}
 	case native:
-		e.stale(d.Hook.Path+" is another version of this program", setupFix)
+		e.stale(d.Hook.Path+" is another version of this program", SetupFix)
 	default:
 		e.foreign(role, d.Hook.Path)
 	}
@@ -298,7 +299,7 @@ func (e *Environment) foreign(role Role, path string) {
 		if v != 0 {
 			is = fmt.Sprintf("version %d", v)
 		}
-		e.stale(fmt.Sprintf("%s is another installer's hook for %s of the state directory, not %d", path, is, bundle.Version), setupFix)
+		e.stale(fmt.Sprintf("%s is another installer's hook for %s of the state directory, not %d", path, is, bundle.Version), SetupFix)
 		return
 	}
 	does := "applies the same rulesets"

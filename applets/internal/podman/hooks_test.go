@@ -500,7 +500,7 @@ func TestCheck(t *testing.T) {
 				}
 			}
 			// What setup is said to mend, it mends.
-			if strings.HasSuffix(e.Hint(), ": "+setupFix) && c != nil && len(tt.roles) == 0 {
+			if strings.HasSuffix(e.Hint(), ": "+SetupFix) && c != nil && len(tt.roles) == 0 {
 				if _, err := install(s, s.env.Self, nil); s.env.Self != "" && err != nil {
 					t.Fatal(err)
 				}

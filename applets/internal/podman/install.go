@@ -200,9 +200,9 @@ func notInForce(s system, dir string) ([]Issue, error) {
 		case env != "":
 			i = Issue{"CONTAINERS_CONF is set, so podman reads only " + env, fmt.Sprintf("unset it, or add %q to hooks_dir under [engine] there", dir)}
 		case !slices.Contains(c.Files, dropIn):
-			i = Issue{"podman does not read hooks from " + dir, setupFix}
+			i = Issue{"podman does not read hooks from " + dir, SetupFix}
 		case c.HooksFile == dropIn:
-			i = Issue{dropIn + " does not list " + dir, setupFix}
+			i = Issue{dropIn + " does not list " + dir, SetupFix}
 		default:
 			i = Issue{c.HooksFile + " sets hooks_dir after " + dropIn, fmt.Sprintf("add %q to the list there", dir)}
 		}
