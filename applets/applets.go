@@ -22,6 +22,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/nflogreader"
 	"github.com/terok-ai/terok-box/applets/nfthook"
 	"github.com/terok-ai/terok-box/applets/notify"
+	"github.com/terok-ai/terok-box/applets/probe"
 	"github.com/terok-ai/terok-box/applets/readerhook"
 	"github.com/terok-ai/terok-box/applets/shield"
 	"github.com/terok-ai/terok-box/applets/supervisor"
@@ -54,6 +55,7 @@ func table() []applet {
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
 		{name: nflogreader.Name, private: true, run: nflogreader.Run},
 		{name: supervisor.Name, private: true, run: supervisor.Run},
+		{name: probe.Name, private: true, alias: []string{"shield_probe"}, run: probe.Run},
 	}
 }
 
