@@ -132,7 +132,8 @@ func (previewCmd) Help() string {
 	return `Examples:
 
   terok-shield preview
-  terok-shield preview --down --all`
+  terok-shield preview --down --all
+  terok-shield preview --json`
 }
 
 func (configCmd) Help() string {

@@ -14,7 +14,8 @@ type rulesCmd struct{ target }
 
 type previewCmd struct {
 	Down bool `help:"The ruleset of a container that is down."`
-	All  bool `help:"With --down: private addresses too."`
+	All  bool `aliases:"disengage" help:"With --down: private addresses too."`
+	JSON bool `name:"json" help:"Print a JSON object."`
 }
 
 func (c rulesCmd) Run(a *app) error {
@@ -100,6 +101,12 @@ func (c previewCmd) Run(a *app) error {
 	t, err := ruleset.Build(state, previewParams(cfg.Tier))
 	if err != nil {
 		return err
+	}
+	if c.JSON {
+		return a.printJSON(struct {
+			State string `json:"state"`
+			Rules string `json:"rules"`
+		}{state.String(), t.String()})
 	}
 	a.printf("# Ruleset preview (%s):\n", label)
 	lines(a.env.Stdout, t.String())

@@ -21,7 +21,7 @@ type upCmd struct {
 type downCmd struct {
 	target
 	routed
-	All bool `help:"Private addresses too."`
+	All bool `aliases:"disengage" help:"Private addresses too."`
 }
 
 type quarantineCmd struct{ target }
