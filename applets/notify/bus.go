@@ -100,11 +100,12 @@ func (b *bus) begin(ctx context.Context) error {
 
 // rule is a match rule for signals, of keys and values in turn.
 func rule(pairs ...string) string {
-	r := "type='signal'"
+	var r strings.Builder
+	r.WriteString("type='signal'")
 	for i := 0; i < len(pairs); i += 2 {
-		r += "," + pairs[i] + "='" + pairs[i+1] + "'"
+		r.WriteString("," + pairs[i] + "='" + pairs[i+1] + "'")
 	}
-	return r
+	return r.String()
 }
 
 // serviceUnknown is the error that nobody has a name, nor can be started.

@@ -325,7 +325,7 @@ func TestMany(t *testing.T) {
 		synctest.Wait()
 		log = x.told()
 		slices.Sort(log)
-		x.board.log = log
+		x.log = log
 		x.check("replace 6 194 more blocked in box | "+box+" | 198.51.100.7 | 198.51.100.8 | 198.51.100.9 | 198.51.100.10 | and 190 more [Show the list]",
 			"show 8 Allowed: 198.51.100.1 | "+box, "show 9 Blocked: 198.51.100.6:443 | "+box+" | Protocol: TCP [Allow] [Deny]")
 
@@ -405,7 +405,7 @@ func TestNobody(t *testing.T) {
 			log[i] = strings.TrimLeft(log[i], "show 12")
 		}
 		slices.Sort(log)
-		x.board.log = log
+		x.log = log
 		x.check("Blocked: 198.51.100.2:443 | "+box+" | Protocol: TCP [Allow] [Deny]",
 			"Shield down: box | Outbound firewall bypassed — allowlist is not enforced.")
 	})

@@ -129,14 +129,14 @@ type reply struct {
 func (s *socket) read(f func(reply) error) (more bool, err error) {
 	var n int
 	for {
-		if n, err = receive(s.fd, s.buf); err != unix.EINTR {
+		if n, err = receive(s.fd, s.buf); !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
 	switch {
-	case err == unix.EAGAIN:
+	case errors.Is(err, unix.EAGAIN):
 		return false, nil
-	case err == unix.ENOBUFS:
+	case errors.Is(err, unix.ENOBUFS):
 		return true, errLost
 	case err != nil:
 		return false, fmt.Errorf("read from netlink: %w", err)
@@ -208,7 +208,7 @@ func (s *socket) drain() {
 func (s *socket) write(b []byte) error {
 	for {
 		_, err := unix.Write(s.fd, b)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -338,7 +338,7 @@ func count(name, unit string, ours float64, against string, other float64, goal 
 }
 
 // flood sends packets to ever new destinations and returns how many it sent.
-func flood(x *box, first int, ctx context.Context) (*atomic.Int64, *sync.WaitGroup, error) {
+func flood(ctx context.Context, x *box, first int) (*atomic.Int64, *sync.WaitGroup, error) {
 	c, err := x.sender()
 	if err != nil {
 		return nil, nil, err
@@ -525,7 +525,7 @@ func benchFlood(open func(...string) (*guarded, error), _ string) (rows []row, e
 	ctx, cancel := context.WithTimeout(context.Background(), floodTime)
 	defer cancel()
 	start := time.Now()
-	sent, done, err := flood(g.box, 0, ctx)
+	sent, done, err := flood(ctx, g.box, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -597,7 +597,7 @@ table inet terok_shield {
 	ctx, cancel := context.WithTimeout(context.Background(), floodTime)
 	defer cancel()
 	start := time.Now()
-	sent, done, err := flood(g.box, 0, ctx)
+	sent, done, err := flood(ctx, g.box, 0)
 	if err != nil {
 		return nil, err
 	}

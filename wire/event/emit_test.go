@@ -209,7 +209,8 @@ func TestHubThatNeverReads(t *testing.T) {
 	for i := range MaxDossier {
 		ev.Dossier[fmt.Sprint(i)] = strings.Repeat("x", 256)
 	}
-	sent, begin := 0, time.Now()
+	sent := 0
+	var begin time.Time
 	for {
 		begin = time.Now()
 		if err = e.Send(ev); err != nil {

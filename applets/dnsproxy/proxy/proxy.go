@@ -140,8 +140,8 @@ func (e *Engine) Start(ctx context.Context, failed func(error)) error {
 	wg.Go(func() { fail(e.serveTCP(ctx)) })
 	context.AfterFunc(ctx, func() {
 		// The sockets are the process's: only what waits for them is ended.
-		e.r.UDP.SetReadDeadline(time.Unix(1, 0))
-		e.r.TCP.SetDeadline(time.Unix(1, 0))
+		_ = e.r.UDP.SetReadDeadline(time.Unix(1, 0)) // fails when it is closed
+		_ = e.r.TCP.SetDeadline(time.Unix(1, 0))
 		wg.Wait()
 		e.audit.close()
 		e.up.Close()

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -114,7 +113,7 @@ func newWorld(t testing.TB, l lines, f func(q dns.Question, m *dns.Msg)) *world 
 
 	r := tier.Resources{
 		Spec: names.Spec{Container: "c", Audit: l.audit}, Bundle: w.bundle, NetNS: w.ns,
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log: slog.New(slog.DiscardHandler),
 	}
 	if err := w.ns.Do(func() (err error) {
 		if w.fw, err = nft.Dial(); err != nil {

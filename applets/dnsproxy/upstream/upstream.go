@@ -313,13 +313,11 @@ func (e *exchange) start(ctx context.Context, wait bool, first *inquiry) bool {
 	}
 	s := e.order[e.sent%len(e.order)]
 	e.sent, e.open = e.sent+1, e.open+1
-	e.c.open.Add(1) // the question's own keeps it from being zero
-	go func() {
-		defer e.c.open.Done()
+	e.c.open.Go(func() { // the question's own keeps it from being zero
 		m, err := e.c.ask(ctx, s, e.q, e.conf, first)
 		<-e.c.asked
 		e.replies <- reply{s, m, err}
-	}()
+	})
 	return true
 }
 

@@ -140,7 +140,7 @@ func (s *supervisor) got() int {
 func (l *live) supervisor() *supervisor {
 	s := &supervisor{l: l, netns: l.NetNS, packets: make(chan control.Packet)}
 	s.perform = func(ctx context.Context, req control.Request) control.Response {
-		req.StateDir, req.PID, req.NetNS = l.Container.Dir, l.PID, l.NetNS
+		req.StateDir, req.PID, req.NetNS = l.Dir, l.PID, l.NetNS
 		return firewall.Execute(ctx, req)
 	}
 	return s
@@ -196,7 +196,7 @@ func (l *live) record(t *testing.T, socket string) {
 // state is what the kernel has, whoever is asked.
 func (l *live) state(t *testing.T) string {
 	t.Helper()
-	resp := firewall.Execute(t.Context(), control.Request{Op: control.OpState, Container: "demo", StateDir: l.Container.Dir, PID: l.PID})
+	resp := firewall.Execute(t.Context(), control.Request{Op: control.OpState, Container: "demo", StateDir: l.Dir, PID: l.PID})
 	if resp.Error != "" {
 		t.Fatal(resp.Error)
 	}
@@ -287,7 +287,7 @@ func TestFallback(t *testing.T) {
 		"no control":  func(t *testing.T, l *live) { l.record(t, "") },
 		"no socket":   func(t *testing.T, l *live) { l.record(t, filepath.Join(t.TempDir(), "s")) },
 		"hidden dir":  func(t *testing.T, l *live) { l.record(t, "/proc/1/root/none/s") },
-		"regular":     func(t *testing.T, l *live) { l.record(t, filepath.Join(l.Container.Dir, bundle.FileRuleset)) },
+		"regular":     func(t *testing.T, l *live) { l.record(t, filepath.Join(l.Dir, bundle.FileRuleset)) },
 		"long path":   func(t *testing.T, l *live) { l.record(t, "/"+strings.Repeat("x/", 2000)) },
 		"broken file": func(t *testing.T, l *live) { put(t, l, bundle.FileSupervisor, "{") },
 		"dead": func(t *testing.T, l *live) {
@@ -435,7 +435,7 @@ func TestHangsMeanwhile(t *testing.T) {
 
 func put(t *testing.T, l *live, name, text string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(l.Container.Dir, name), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(l.Dir, name), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -180,7 +180,7 @@ func follow(t *testing.T, paths ...string) *following {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		f.Subscriber.Close()
+		f.Close()
 	})
 	return f
 }

@@ -156,7 +156,7 @@ type fixture struct {
 func newFixture(t *testing.T, c Category) *fixture {
 	f := &fixture{T: t, screen: &screen{shown: make(map[uint64]Notification)}, stub: &hubStub{}}
 	f.Subscriber = New(Config{Notifier: f.screen, Categories: c, Log: slog.New(logTo{t})})
-	t.Cleanup(f.Subscriber.Close)
+	t.Cleanup(f.Close)
 	f.hub = f.Hub("hub", f.stub.verdict)
 	f.hub.Connected()
 	return f
@@ -493,7 +493,7 @@ func TestHubGone(t *testing.T) {
 		if f.Hub("hub", f.stub.verdict) != f.hub {
 			t.Error("another hub")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		f.expect("close 1 "+hubGone, "close 0 "+hubGone)
 		f.hub.Connected()
 		f.hub.Event(block(1, "", "192.0.2.7", 443))

@@ -89,8 +89,7 @@ var spoken = [...]string{"allow", "allowed", "deny", "denied", "blocked", "faile
 // the words that notifications speak.
 func setOff(s string) string {
 	const punctuation = "./@+-_"
-	words := strings.Split(s, " ")
-	for _, w := range words {
+	for w := range strings.SplitSeq(s, " ") {
 		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return !isWord(r) && !strings.ContainsRune(punctuation, r) }) ||
 			slices.Contains(spoken[:], strings.ToLower(strings.Trim(w, punctuation))) {
 			return quote(s)
