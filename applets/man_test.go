@@ -132,7 +132,7 @@ func named(flags []grammar.Flag) []string {
 func optionsOf(t *testing.T, g grammar.Program, options string) {
 	t.Helper()
 	said := make(map[string]string) // of flags
-	for _, part := range strings.Split(options, "\n\n*-") {
+	for part := range strings.SplitSeq(options, "\n\n*-") {
 		head, text, _ := strings.Cut("*-"+strings.TrimPrefix(strings.TrimLeft(part, "\n"), "*-"), "\n")
 		for _, f := range matches(`\*(--[a-z-]+)\*`, head) {
 			said[f] = text
