@@ -5,7 +5,7 @@ NAMES    = nft-hook reader-hook clearance-hub clearance-verdict terok-shield ter
 
 export CGO_ENABLED = 0
 
-.PHONY: help build man completions build/demo demo test unit e2e lint bench fuzz ci clean
+.PHONY: help build man completions packages build/demo demo test unit e2e lint bench fuzz ci clean
 
 help: ## this text
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -31,6 +31,9 @@ completions: build ## of all programs for bash, zsh and fish in build/completion
 	  build/terok-box --completion fish $$name >build/completions/fish/$$name.fish || exit 1; \
 	done
 
+packages: ## deb, rpm, apk, tarball, SBOM and checksums for amd64 and arm64 in build/packages
+	scripts/packages
+
 demo: build/demo ## the main job in under a minute
 	build/demo
 
@@ -43,6 +46,7 @@ unit: build
 	$(GO) test ./...
 
 e2e: build build/demo
+	scripts/packages $(shell $(GO) env GOARCH)
 	scripts/e2e
 	scripts/e2e --d13
 
