@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -36,7 +37,7 @@ func session(dir string) (address string, end func(), err error) {
 	}
 	socket, config := filepath.Join(dir, "bus"), filepath.Join(dir, "conf")
 	text := `<busconfig><type>session</type><listen>unix:path=` + socket + `</listen><policy context="default">
-<allow send_destination="*" eavesdrop="true"/><allow own="*"/><allow user="*"/></policy></busconfig>`
+<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/><allow user="*"/></policy></busconfig>`
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return "", nil, err
 	}
@@ -77,9 +78,13 @@ type popup struct {
 
 // show begins to be the desktop of a bus.
 func show(address string) (*popups, error) {
-	conn, err := dbus.Connect(address)
+	ctx, cancel := context.WithCancel(context.Background()) // the connection ends with it
+	timer := time.AfterFunc(patience, cancel)
+	conn, err := dbus.Connect(address, dbus.WithContext(ctx))
+	timer.Stop()
 	if err != nil {
-		return nil, err
+		cancel()
+		return nil, fmt.Errorf("connect with dbus-daemon: %w", err)
 	}
 	p := &popups{conn: conn, shown: make(chan popup, 64)}
 	err = conn.ExportMethodTable(map[string]any{
