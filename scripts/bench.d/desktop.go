@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,7 +54,8 @@ func session(dir string) (address string, end func(), err error) {
 		_ = cmd.Wait()
 	}
 	for until := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
 			return "unix:path=" + socket, end, nil
 		}
 		if time.Now().After(until) {
