@@ -75,7 +75,6 @@ type popups struct {
 type popup struct {
 	id      uint32
 	summary string
-	buttons bool
 }
 
 // show begins to be the desktop of a bus.
@@ -104,24 +103,24 @@ func show(address string) (*popups, error) {
 	return p, nil
 }
 
-func (p *popups) notify(_ string, old uint32, _, summary, _ string, actions []string, _ map[string]dbus.Variant, _ int32) (uint32, *dbus.Error) {
+func (p *popups) notify(_ string, old uint32, _, summary, _ string, _ []string, _ map[string]dbus.Variant, _ int32) (uint32, *dbus.Error) {
 	if old == 0 {
 		old = p.last.Add(1)
 	}
-	p.shown <- popup{old, summary, len(actions) > 0}
+	p.shown <- popup{old, summary}
 	return old, nil
 }
 
-// asking waits for the question about a destination.
-func (p *popups) asking(dest string) (uint32, error) {
+// says waits for a popup with a summary that begins so.
+func (p *popups) says(summary string) (uint32, error) {
 	for end := time.After(patience); ; {
 		select {
 		case s := <-p.shown:
-			if s.buttons && strings.Contains(s.summary, " "+dest+":") {
+			if strings.HasPrefix(s.summary, summary) {
 				return s.id, nil
 			}
 		case <-end:
-			return 0, fmt.Errorf("no popup asks about %s", dest)
+			return 0, fmt.Errorf("no popup says %q", summary)
 		}
 	}
 }
@@ -175,7 +174,7 @@ func benchClick(open func(...string) (*guarded, error), dir string) (rows []row,
 		if _, err := from.WriteToUDPAddrPort([]byte("x"), to); err == nil {
 			return nil, fmt.Errorf("a packet to %s was not blocked", to)
 		}
-		id, err := p.asking(to.Addr().String())
+		id, err := p.says("Blocked: " + to.String())
 		if err != nil {
 			return nil, err
 		}
@@ -190,6 +189,9 @@ func benchClick(open func(...string) (*guarded, error), dir string) (rows []row,
 			return nil, err
 		}
 		all = append(all, at.Sub(start))
+		if _, err := p.says("Allowed: " + to.Addr().String()); err != nil { // its files are written, too
+			return nil, err
+		}
 		if _, err := from.WriteToUDPAddrPort([]byte("x"), to); err != nil {
 			return nil, fmt.Errorf("a packet to %s, which was allowed: %w", to, err)
 		}
