@@ -50,7 +50,7 @@ e2e: build build/demo
 	scripts/e2e
 	scripts/e2e --d13
 
-lint: ## golangci-lint, deadcode, govulncheck
+lint: ## golangci-lint, actionlint, deadcode, govulncheck
 	scripts/lint
 
 bench: build ## every benchmark, as ratios
