@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,10 +51,12 @@ func newUpstream(t testing.TB, asked string, entries []string) netip.Addr {
 		_ = w.WriteMsg(m) // the asker may be gone
 	})
 	at := netip.MustParseAddr("127.0.0.153")
-	to := netip.AddrPortFrom(at, 53)
-	pc, err1 := net.ListenUDP("udp", net.UDPAddrFromAddrPort(to))
-	l, err2 := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(to))
-	if err := errors.Join(err1, err2); err != nil {
+	pc, l, err := listenDNS(at)
+	for errors.Is(err, syscall.EADDRINUSE) && at.As4()[3] < 254 { // another script's is there
+		at = at.Next()
+		pc, l, err = listenDNS(at)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: l, Handler: handler}} {
@@ -100,4 +103,18 @@ func lookup(ns *netns.NS, name string) (addrs []string, rcode int, err error) {
 	}
 	slices.Sort(addrs)
 	return addrs, rcode, nil
+}
+
+// listenDNS listens on both ports that a name server has.
+func listenDNS(at netip.Addr) (net.PacketConn, net.Listener, error) {
+	to := netip.AddrPortFrom(at, 53)
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(to))
+	if err != nil {
+		return nil, nil, err
+	}
+	pc, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return nil, nil, errors.Join(err, l.Close())
+	}
+	return pc, l, nil
 }

@@ -29,7 +29,9 @@ happens, and has the answers carried out. What can be typed:
   l     list what is pending
   q     quit; what is pending stays blocked, and is asked again by whoever comes next
 
-"a 1 3 5-7" answers several, "a" alone the only one.
+"a 1 3 5-7" answers several, "a" alone the only one. Of all your containers:
+
+  clearance-hub clearance
 
 With --json commands are {"id":N,"action":"allow"} or "deny", and without an id "list" or "quit".
 What is printed has an "event": prompt, update (the container tried again), verdict (with "ok"; if

@@ -88,6 +88,13 @@ const (
 
 type serveCmd struct{}
 
+// Help is what stands below the flags.
+func (serveCmd) Help() string {
+	return `Example, without systemd (see units):
+
+  clearance-verdict serve & clearance-hub serve`
+}
+
 // Run serves all containers of the user.
 func (serveCmd) Run(a *app) error {
 	return service.Run(a.env, func(ctx context.Context, log *slog.Logger) error {

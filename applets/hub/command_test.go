@@ -265,3 +265,16 @@ func TestExamples(t *testing.T) {
 		t.Errorf("%d examples only", shown)
 	}
 }
+
+// The help of every verb shows an example of it.
+func TestHelpExamples(t *testing.T) {
+	k, err := grammar.New(new(verbs), Name, description, io.Discard, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range k.Model.Children {
+		if !strings.Contains(n.Detail, "\n  "+Name+" "+n.Name) && !strings.Contains(n.Detail, "& "+Name+" "+n.Name) {
+			t.Errorf("%s: %q", n.Name, n.Detail)
+		}
+	}
+}

@@ -15,6 +15,14 @@ type unitsCmd struct {
 	Dir string `arg:"" optional:"" complete:"dirs" help:"Where to (default: where systemd looks for yours, ~/.config/systemd/user)."`
 }
 
+// Help is what stands below the flags.
+func (unitsCmd) Help() string {
+	return `Examples:
+
+  clearance-hub units                       where systemd looks for yours
+  clearance-hub units ./units               to look at them`
+}
+
 // Run writes units that start the file that this program is.
 func (c unitsCmd) Run(a *app) error {
 	self, err := os.Executable()

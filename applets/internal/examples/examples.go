@@ -6,6 +6,8 @@ package examples
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,7 +122,7 @@ func (e Example) Commands(t testing.TB, ours ...string) [][]string {
 		return nil
 	}
 	text, err := os.ReadFile(record)
-	if err != nil && !os.IsNotExist(err) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
 	var all [][]string
