@@ -170,14 +170,41 @@ func ociState(t testing.TB, name, dir string, pid int) []byte {
 }
 
 func TestScripts(t *testing.T) {
+	p := scripts(t)
+	p.Dir = "testdata/script"
+	testscript.Run(t, p)
+}
+
+// Scripts that install hooks are run one after the other: as root, which they
+// take themselves for, they do so for the whole system.
+func TestSetupScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/setup/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts, %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			// kerneltest has the tests see a system of their own.
+			if err := os.RemoveAll("/etc/containers/containers.conf.d"); err != nil {
+				t.Fatal(err)
+			}
+			p := scripts(t)
+			p.Files = []string{file}
+			testscript.Run(t, p)
+		})
+	}
+}
+
+// scripts is what scripts can do.
+func scripts(t *testing.T) testscript.Params {
+	t.Helper()
 	rulesets, err := filepath.Abs("../nl/ruleset/testdata") // as the existing systems write them
 	if err != nil {
 		t.Fatal(err)
 	}
 	type key struct{}
 	of := func(ts *testscript.TestScript) *machine { return ts.Value(key{}).(*machine) }
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+	return testscript.Params{
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -257,7 +284,7 @@ func TestScripts(t *testing.T) {
 				}
 			},
 		},
-	})
+	}
 }
 
 // documented runs the examples that need no engine and end by themselves, and

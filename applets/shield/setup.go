@@ -1,6 +1,10 @@
 package shield
 
 import (
+	"fmt"
+	"strings"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
 	"github.com/terok-ai/terok-box/applets/internal/podman"
 )
 
@@ -10,7 +14,8 @@ type setupCmd struct {
 }
 
 type uninstallCmd struct {
-	JSON bool `name:"json" help:"Print a JSON object."`
+	Force bool `help:"Even if there are containers that start without a firewall then."`
+	JSON  bool `name:"json" help:"Print a JSON object."`
 }
 
 func (c setupCmd) Run(a *app) error {
@@ -40,6 +45,11 @@ func (c setupCmd) Run(a *app) error {
 }
 
 func (c uninstallCmd) Run(a *app) error {
+	if !c.Force {
+		if err := a.bared(); err != nil {
+			return err
+		}
+	}
 	report, err := podman.Uninstall(a.env)
 	if err != nil {
 		return err
@@ -54,6 +64,27 @@ func (c uninstallCmd) Run(a *app) error {
 	}
 	a.printf("Done. Global hooks removed. What containers have in their state directories stays.\n")
 	return nil
+}
+
+// bared fails if there are containers that Podman would start without a
+// firewall once it runs our hooks no more. Without Podman there are none.
+func (a *app) bared() error {
+	p, err := a.podman()
+	if err != nil {
+		return nil
+	}
+	names, err := p.Shielded(a.ctx)
+	if err != nil {
+		return fmt.Errorf("nothing was removed: it cannot be seen whether containers would start without their firewall: %w; mend that, or give --force", err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	for i, name := range names {
+		names[i] = cmdenv.Printable(name)
+	}
+	list := strings.Join(names, " ")
+	return fmt.Errorf("nothing was removed: containers that are started again would have no firewall; remove them first (podman rm --force %s), or give --force", list)
 }
 
 // tell says what was not as usual, and what is left to do.

@@ -60,6 +60,11 @@ test_hook_directories_in_force_stay_in_force() {
   equal "own hook after setup, shielded container" "$(ran mine)" 3
   expect_blocked c tcp 203.0.113.21
   expect_passes c tcp 203.0.113.20
+  fails shield uninstall # c would be started without a firewall
+  podman stop --time 0 c
+  fails shield uninstall
+  podman start c
+  expect_blocked c tcp 203.0.113.21
   podman rm -f --time 0 c
   shield uninstall
   podman run --rm "$image" true

@@ -352,7 +352,51 @@ func (c *Client) Inspect(ctx context.Context, name string) (Container, error) {
 	return got, nil
 }
 
+// maxContainers bounds the containers that Shielded looks at.
+const maxContainers = 4096
+
+// Shielded are the names of the containers that are started under a firewall,
+// whether they run or not.
+func (c *Client) Shielded(ctx context.Context) (names []string, err error) {
+	out, err := c.Output(ctx, "ps", "--all", "--no-trunc", "--format={{.ID}}")
+	if err != nil {
+		return nil, err
+	}
+	ids := strings.Fields(string(out))
+	if len(ids) > maxContainers {
+		return nil, fmt.Errorf("podman ps: %d containers; up to %d can be looked at", len(ids), maxContainers)
+	}
+	const atOnce = 64 // arguments of a command
+	for some := range slices.Chunk(ids, atOnce) {
+		out, err := c.Output(ctx, append([]string{"inspect", "--type=container", "--format=json", "--"}, some...)...)
+		if err != nil {
+			return nil, err
+		}
+		got, err := parseContainers(out)
+		if err != nil {
+			return nil, fmt.Errorf("podman inspect: %w", err)
+		}
+		for _, container := range got {
+			if container.Annotations[annotationStateDir] != "" {
+				names = append(names, container.Name)
+			}
+		}
+	}
+	return names, nil
+}
+
 func parseInspect(text []byte) (Container, error) {
+	all, err := parseContainers(text)
+	if err == nil && len(all) != 1 {
+		err = fmt.Errorf("its JSON describes %d containers, not one", len(all))
+	}
+	if err != nil {
+		return Container{}, err
+	}
+	return all[0], nil
+}
+
+func parseContainers(text []byte) ([]Container, error) {
 	var raw []struct {
 		ID    string `json:"Id"`
 		Name  string
@@ -365,30 +409,33 @@ func parseInspect(text []byte) (Container, error) {
 		HostConfig struct{ NetworkMode string }
 	}
 	if err := json.Unmarshal(text, &raw); err != nil {
-		return Container{}, fmt.Errorf("its JSON cannot be read: %w", err)
+		return nil, fmt.Errorf("its JSON cannot be read: %w", err)
 	}
-	if len(raw) != 1 || raw[0].ID == "" {
-		return Container{}, fmt.Errorf("its JSON describes %d containers, not one", len(raw))
-	}
-	r := raw[0]
-	mode, _, _ := strings.Cut(r.HostConfig.NetworkMode, ":")
-	c := Container{
-		ID: r.ID, Name: r.Name, PID: max(r.State.Pid, 0), Status: r.State.Status, Running: r.State.Running,
-		NetworkMode: r.HostConfig.NetworkMode,
-		SharedNetNS: mode == "container" || mode == "ns" || mode == "host",
-		Annotations: make(map[string]string),
-	}
-	for _, k := range slices.Sorted(maps.Keys(r.Config.Annotations)) {
-		v := r.Config.Annotations[k]
-		if len(k) <= maxAnnotationKey && len(v) <= maxAnnotationValue && len(c.Annotations) < maxAnnotations {
-			c.Annotations[k] = v
+	all := make([]Container, 0, len(raw))
+	for _, r := range raw {
+		if r.ID == "" {
+			return nil, errors.New("its JSON describes a container without an id")
 		}
+		mode, _, _ := strings.Cut(r.HostConfig.NetworkMode, ":")
+		c := Container{
+			ID: r.ID, Name: r.Name, PID: max(r.State.Pid, 0), Status: r.State.Status, Running: r.State.Running,
+			NetworkMode: r.HostConfig.NetworkMode,
+			SharedNetNS: mode == "container" || mode == "ns" || mode == "host",
+			Annotations: make(map[string]string),
+		}
+		for _, k := range slices.Sorted(maps.Keys(r.Config.Annotations)) {
+			v := r.Config.Annotations[k]
+			if len(k) <= maxAnnotationKey && len(v) <= maxAnnotationValue && len(c.Annotations) < maxAnnotations {
+				c.Annotations[k] = v
+			}
+		}
+		// The one we look for must not fall victim to the bound.
+		if dir := r.Config.Annotations[annotationStateDir]; dir != "" && len(dir) <= maxPath {
+			c.Annotations[annotationStateDir] = dir
+		}
+		all = append(all, c)
 	}
-	// The one we look for must not fall victim to the bound.
-	if dir := r.Config.Annotations[annotationStateDir]; dir != "" && len(dir) <= maxPath {
-		c.Annotations[annotationStateDir] = dir
-	}
-	return c, nil
+	return all, nil
 }
 
 const (

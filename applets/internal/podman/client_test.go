@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -242,6 +243,53 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 	}
 	if err := os.WriteFile(path, []byte(text), mode); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Containers that are started under a firewall are told from others, however
+// many there are, and doubt is an error.
+func TestShielded(t *testing.T) {
+	const others = 100
+	var asked [][]string
+	c := &Client{Path: "podman", Run: func(_ context.Context, _ string, args []string) (Output, error) {
+		asked = append(asked, args)
+		var out strings.Builder
+		switch args[0] {
+		case "ps":
+			for i := range others + 2 {
+				fmt.Fprintf(&out, "id%d\n", i)
+			}
+		case "inspect":
+			var all []string
+			for _, id := range args[slices.Index(args, "--")+1:] {
+				dir := ""
+				if id == "id3" || id == "id101" {
+					dir = `"terok.shield.state_dir":"/sd"`
+				}
+				all = append(all, fmt.Sprintf(`{"Id":%q,"Name":"name-of-%s","Config":{"Annotations":{%s}}}`, id, id, dir))
+			}
+			out.WriteString("[" + strings.Join(all, ",") + "]")
+		}
+		return Output{Stdout: []byte(out.String())}, nil
+	}}
+	got, err := c.Shielded(t.Context())
+	if d := cmp.Diff([]string{"name-of-id3", "name-of-id101"}, got); d != "" || err != nil {
+		t.Errorf("%s%v", d, err)
+	}
+	if len(asked) != 3 {
+		t.Errorf("asked %q", asked)
+	}
+	for name, out := range map[string]Output{
+		"fails":    {Exit: 125, Stderr: []byte("Error: broken")},
+		"nonsense": {Stdout: []byte("id\n")},
+		"too many": {Stdout: []byte(strings.Repeat("id\n", maxContainers+1))},
+	} {
+		if names, err := answers(out, nil).Shielded(t.Context()); err == nil {
+			t.Errorf("%s: %q", name, names)
+		}
+	}
+	if names, err := answers(Output{}, nil).Shielded(t.Context()); err != nil || len(names) > 0 {
+		t.Errorf("%q, %v", names, err)
 	}
 }
 
