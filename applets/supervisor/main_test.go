@@ -307,8 +307,9 @@ func (h *host) within(d time.Duration, what string, f func() bool) {
 	}
 }
 
-// endLimit is how long processes may outlive the last container.
-const endLimit = 2 * time.Second
+// endLimit is how long processes may outlive the last container, on a machine
+// that does other things as well; scripts/e2e is stricter.
+const endLimit = 20 * time.Second
 
 func (h *host) none(when string, match func(control.Identity) bool) {
 	h.Helper()
@@ -319,13 +320,13 @@ func (h *host) none(when string, match func(control.Identity) bool) {
 // start another looks like two for a moment.
 func (h *host) two(when string) {
 	h.Helper()
-	h.within(time.Second, "two processes "+when, func() bool { return len(h.pids(all)) == 2 })
+	h.within(20*time.Second, "two processes "+when, func() bool { return len(h.pids(all)) == 2 })
 }
 
 // pair waits until there are a server and a keeper, and returns them.
 func (c *container) pair() (server, keeper int) {
 	c.Helper()
-	c.within(5*time.Second, "a server and a keeper", func() bool {
+	c.within(20*time.Second, "a server and a keeper", func() bool {
 		servers, keepers := c.pids(of(c, start.Server)), c.pids(of(c, start.Keeper))
 		if len(servers) != 1 || len(keepers) != 1 || c.record().PID != servers[0] || c.record().Control == "" {
 			return false
@@ -396,14 +397,14 @@ func (c *container) subscribe() *subscriber {
 		client.Close()
 		<-s.done
 	})
-	c.within(5*time.Second, "a subscriber", func() bool { return c.status().Subscribers > 0 })
+	c.within(20*time.Second, "a subscriber", func() bool { return c.status().Subscribers > 0 })
 	return s
 }
 
 // sees waits for an event and returns it.
 func (s *subscriber) sees(what string, match func(clearance.Event) bool) (found clearance.Event) {
 	s.Helper()
-	s.within(5*time.Second, what, func() bool {
+	s.within(20*time.Second, what, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		i := slices.IndexFunc(s.events, match)
@@ -444,7 +445,7 @@ func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
 func (h *host) freeze(pid int) {
 	h.Helper()
 	syscall.Kill(pid, syscall.SIGSTOP)
-	h.within(5*time.Second, "the process stands still", func() bool {
+	h.within(20*time.Second, "the process stands still", func() bool {
 		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 		return err == nil && !slices.ContainsFunc(tasks, func(e os.DirEntry) bool {
 			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/stat", pid, e.Name()))

@@ -86,7 +86,7 @@ func TestInheritsNothing(t *testing.T) {
 	}
 	w.Close()
 	server, keeper := c.pair()
-	r.SetReadDeadline(time.Now().Add(5 * time.Second))
+	r.SetReadDeadline(time.Now().Add(20 * time.Second))
 	if n, err := r.Read(make([]byte, 1)); n != 0 || os.IsTimeout(err) {
 		t.Errorf("somebody still holds it: %d, %v", n, err)
 	}
@@ -131,7 +131,7 @@ func TestServerKilled(t *testing.T) {
 	c.send("198.51.100.7:9")
 	first := c.subscribe().asked("198.51.100.7")
 	// It is in the file by then.
-	c.within(time.Second, "it is written down", func() bool {
+	c.within(20*time.Second, "it is written down", func() bool {
 		data, err := c.bundle().Pending()
 		return err == nil && strings.Contains(string(data), first.RequestID)
 	})
@@ -143,7 +143,7 @@ func TestServerKilled(t *testing.T) {
 		target := fmt.Sprintf("198.51.100.%d", 10+i)
 		c.send(target + ":9")
 		kill(server)
-		c.within(5*time.Second, "another server", func() bool {
+		c.within(20*time.Second, "another server", func() bool {
 			now, _ := c.pair()
 			return now != server
 		})
@@ -186,7 +186,7 @@ func TestKeeperKilled(t *testing.T) {
 	for range 3 {
 		server, keeper := c.pair()
 		kill(keeper)
-		c.within(5*time.Second, "another keeper", func() bool {
+		c.within(20*time.Second, "another keeper", func() bool {
 			k := h.pids(of(c, start.Keeper))
 			return len(k) == 1 && k[0] != keeper
 		})
@@ -196,7 +196,7 @@ func TestKeeperKilled(t *testing.T) {
 	}
 	server, _ := c.pair()
 	kill(server)
-	c.within(5*time.Second, "another server", func() bool {
+	c.within(20*time.Second, "another server", func() bool {
 		now, _ := c.pair()
 		return now != server
 	})
@@ -457,12 +457,12 @@ func TestNoRuntimeDir(t *testing.T) {
 			t.Error(err)
 		}
 		client.Close()
-		c.within(time.Second, "it is written down", func() bool {
+		c.within(20*time.Second, "it is written down", func() bool {
 			data, err := c.bundle().Pending()
 			return err == nil && strings.Contains(string(data), "198.51.100.7")
 		})
 		kill(server)
-		c.within(5*time.Second, "another server", func() bool {
+		c.within(20*time.Second, "another server", func() bool {
 			now, _ := c.pair()
 			return now != server
 		})
@@ -506,7 +506,7 @@ func TestSharedNetwork(t *testing.T) {
 				}
 				kill(server) // the new one knows whom to wait for
 				b.send("198.51.100.7:9")
-				owner.within(5*time.Second, "another server", func() bool {
+				owner.within(20*time.Second, "another server", func() bool {
 					now, _ := owner.pair()
 					return now != server
 				})
