@@ -37,17 +37,15 @@ func TestConfined(t *testing.T) {
 		}
 		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 		path := clearance.UserSocketPath(dir)
+		var client *clearance.Client
 		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-			if _, err := os.Stat(path); err == nil {
+			var err error
+			if client, err = clearance.Dial(t.Context(), path); err == nil {
 				break
 			}
 			if time.Now().After(end) {
-				t.Fatalf("it does not serve: %s", errs.String())
+				t.Fatalf("it does not serve: %v", err)
 			}
-		}
-		client, err := clearance.Dial(t.Context(), path)
-		if err != nil {
-			t.Fatal(err)
 		}
 		asked := make(chan struct{}, 10)
 		go client.Subscribe(t.Context(), func(e clearance.Event) error {

@@ -35,14 +35,18 @@ func TestConfined(t *testing.T) {
 			killed = keeper
 		}
 		kill(killed)
-		c.within(10*time.Second, "another one", func() bool { s, k := c.pair(); return s != killed && k != killed })
-	}
-	log, err := os.ReadFile(filepath.Join(c.dir, logName))
-	if err != nil {
-		t.Fatal(err)
+		c.within(20*time.Second, "another one", func() bool { s, k := c.pair(); return s != killed && k != killed })
 	}
 	want := fmt.Sprintf("confined=\"landlock %d, seccomp, no new privileges\"", abi)
-	if n, ready := strings.Count(string(log), want), strings.Count(string(log), "msg=ready"); n != ready || n < 3 {
+	var log []byte
+	c.within(20*time.Second, "three processes that say that they are ready", func() bool {
+		var err error
+		if log, err = os.ReadFile(filepath.Join(c.dir, logName)); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(log), "msg=ready") >= 3
+	})
+	if n, ready := strings.Count(string(log), want), strings.Count(string(log), "msg=ready"); n != ready {
 		t.Errorf("%d of %d processes say %s:\n%s", n, ready, want, log)
 	}
 	c.end()
