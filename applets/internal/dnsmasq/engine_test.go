@@ -374,6 +374,10 @@ func TestReload(t *testing.T) {
 	if diff := cmp.Diff([]string{"11.0.0.1", "11.0.0.2"}, w.open(t)); diff != "" {
 		t.Fatal(diff)
 	}
+	// Of what is still to be read in the log, nobody will say that it was closed.
+	for name, want := range map[string]string{"example.com": "11.0.0.1", "shared.test": "11.0.0.2"} {
+		until(t, "what the log says of "+name, func() bool { return slices.Contains(e.Addresses(name), netip.MustParseAddr(want)) })
+	}
 	stop, failures := make(chan struct{}), make(chan error)
 	go func() {
 		defer close(failures)
