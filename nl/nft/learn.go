@@ -228,14 +228,18 @@ func (s *socket) persist(msgs []message) error {
 		// ENOENT is tried again as well: kernels before 6.8 look at the clock
 		// for each message, so an element can expire between its addition and
 		// its deletion. Had a set gone, that is found above.
-		err := s.batchAt(msgs, s.known)
+		generation := s.known
+		if attempt > 1 { // somebody else is at it, and may be so all the time
+			generation = 0
+		}
+		err := s.batchAt(msgs, generation)
+		s.known = 0
 		if err == nil {
-			if s.known != 0 {
-				s.known = following(s.known)
+			if generation != 0 {
+				s.known = following(generation)
 			}
 			return nil
 		}
-		s.known = 0
 		if errors.Is(err, unix.EEXIST) && slices.ContainsFunc(msgs, func(m message) bool { return m.flags&unix.NLM_F_EXCL != 0 }) {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -495,6 +496,40 @@ func TestLearnSeesThatSetsChange(t *testing.T) {
 		}
 		if d := cmp.Diff(addresses("203.0.113.9", "203.0.113.10"), in(t, c), equal); d != "" {
 			t.Error(d)
+		}
+	}
+}
+
+// Others who change the ruleset all the time do not keep addresses from being
+// learned.
+func TestLearnBesideOthers(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	c := dialIn(t, ns)
+	if err := c.Apply(build(t, ruleset.Up, ruleset.Params{})); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer close(stop)
+	for i := range 3 {
+		other := dialIn(t, ns)
+		msgs := learning([]Learned{{Addr: netip.AddrFrom4([4]byte{30, 0, 0, byte(i)}), Timeout: time.Hour}}, false)[0]
+		others.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = other.s.batch(msgs) // as often as it gets its turn
+				}
+			}
+		})
+	}
+	for i, l := range many(1000) {
+		l.New = i%2 == 0
+		if err := c.Learn([]Learned{l}); err != nil {
+			t.Fatalf("address %d: %v", i, err)
 		}
 	}
 }
