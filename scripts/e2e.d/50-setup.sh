@@ -68,7 +68,7 @@ test_hook_directories_in_force_stay_in_force() {
   podman rm -f --time 0 c
   shield uninstall
   podman run --rm "$image" true
-  equal "own hook after uninstall" "$(ran mine)" 4
+  equal "own hook after uninstall" "$(ran mine)" 5
 }
 
 test_system_hook_directory_stays_in_force() {
