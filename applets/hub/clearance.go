@@ -77,7 +77,7 @@ func (c clearanceCmd) run(ctx context.Context, env *cmdenv.Env) error {
 		if err != nil {
 			return err
 		}
-		if err := reach(ctx, path); err != nil {
+		if err := answers(ctx, path); err != nil {
 			return unavailable(env, err)
 		}
 		hubs.Paths = append(hubs.Paths, path)
@@ -116,8 +116,8 @@ func (c clearanceCmd) run(ctx context.Context, env *cmdenv.Env) error {
 	return err
 }
 
-// reach fails if no hub answers at a socket.
-func reach(ctx context.Context, path string) error {
+// answers fails if no hub answers at a socket.
+func answers(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	c, err := clearance.Dial(ctx, path)

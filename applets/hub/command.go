@@ -13,7 +13,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/confined"
 	"github.com/terok-ai/terok-box/applets/internal/grammar"
 	"github.com/terok-ai/terok-box/applets/internal/hook"
-	within "github.com/terok-ai/terok-box/applets/internal/reach"
+	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/applets/internal/service"
 	"github.com/terok-ai/terok-box/wire/clearance"
 	"github.com/terok-ai/terok-box/wire/event"
@@ -106,7 +106,7 @@ func (serveCmd) Run(a *app) error {
 		if err := os.MkdirAll(own, 0o700); err != nil {
 			return fmt.Errorf("make a directory for what is asked: %w", err)
 		}
-		if err := confined.Program(a.env, within.Hub(dir, own), log); err != nil {
+		if err := confined.Program(a.env, reach.Hub(dir, own), log); err != nil {
 			return err
 		}
 		sockets, err := service.Listen(a.env,

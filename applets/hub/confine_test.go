@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	within "github.com/terok-ai/terok-box/applets/internal/reach"
+	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/nl/confine"
 	"github.com/terok-ai/terok-box/nl/confine/confinetest"
 	"github.com/terok-ai/terok-box/wire/clearance"
@@ -86,7 +86,7 @@ func TestRefused(t *testing.T) {
 	if err := os.MkdirAll(own, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	rules := within.Hub(dir, own)
+	rules := reach.Hub(dir, own)
 	confinetest.Refused(t, rules, filepath.Join(own, "file"))
 	other := filepath.Join(dir, "other")
 	if err := os.WriteFile(other, nil, 0o600); err != nil {

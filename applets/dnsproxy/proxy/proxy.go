@@ -134,9 +134,7 @@ func (e *Engine) Start(ctx context.Context, failed func(error)) error {
 		}
 	}
 	var wg sync.WaitGroup
-	for range udpReaders {
-		wg.Go(func() { fail(e.serveUDP(ctx)) })
-	}
+	wg.Go(func() { fail(e.serveUDP(ctx)) })
 	wg.Go(func() { fail(e.serveTCP(ctx)) })
 	context.AfterFunc(ctx, func() {
 		// The sockets are the process's: only what waits for them is ended.

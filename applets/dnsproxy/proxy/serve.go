@@ -16,7 +16,6 @@ import (
 )
 
 const (
-	udpReaders = 1
 	// maxWaiting and maxReady are how many questions are worked on at a time:
 	// those that wait for upstream, and those that at most wait for the
 	// firewall and shall not wait for the others.

@@ -107,6 +107,9 @@ func newLedger(questions int, now time.Time) *ledger {
 
 // recent reports whether a sink needs not be told of a destination.
 func (l *ledger) recent(k key, s sink, now time.Time) bool {
+	if s == people && l.silent {
+		return true
+	}
 	t := l.keys[k]
 	return t != nil && t[s].recent(now)
 }

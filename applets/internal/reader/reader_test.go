@@ -371,6 +371,25 @@ func TestAnswered(t *testing.T) {
 	})
 }
 
+// Where nobody is to be asked, the log tells of it all the same, and nothing
+// counts as left out, however often it happens.
+func TestNobodyAsked(t *testing.T) {
+	inBubble(t, Config{Questions: -1}, func(d *dry) {
+		d.sees("container_started")
+		for range 100 {
+			d.blockedTCP("198.51.100.7", 443)
+			synctest.Wait()
+		}
+		d.sees()
+		if lines := auditLines(t, d.Bundle); len(lines) != 1 {
+			t.Errorf("audit %v", lines)
+		}
+		if s := d.Status(); s.Asked != 0 || s.Suppressed != 0 || s.Repeated != 99 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // A hub that does not read stalls nothing, and what it has missed is asked
 // when it happens again.
 func TestSlowHub(t *testing.T) {
