@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/terok-ai/terok-box/applets/internal/policy"
+	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/wire/control"
 )
 
@@ -47,19 +48,13 @@ func (c verdictCmd) decide(a *app, v verdict) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := a.config()
+	found, resp, err := a.decide(c.Container, v.op, typed)
 	if err != nil {
+		if found.Name != "" {
+			err = fmt.Errorf(v.none+": %w", found.Name, err)
+		}
 		return err
 	}
-	found, err := a.locate(cfg, c.Container)
-	if err != nil {
-		return err
-	}
-	resp, err := found.Decide(a.ctx, v.op, typed, cfg.Audit)
-	if err != nil {
-		return fmt.Errorf(v.none+": %w", found.Name, err)
-	}
-	a.warn(resp.Warning)
 	var names []string
 	if t.IsName() {
 		names = []string{t.String()}
@@ -73,4 +68,21 @@ func (c verdictCmd) decide(a *app, v verdict) error {
 		a.printf(v.unasked, typed, found.Name)
 	}
 	return nil
+}
+
+// decide has a target allowed or denied. The container that it returns is that
+// of an error, too, if it was found.
+func (a *app) decide(name container, op control.Op, typed string) (found shielded.Container, resp control.Response, err error) {
+	cfg, err := a.config()
+	if err != nil {
+		return found, resp, err
+	}
+	located, err := a.locate(cfg, name)
+	if err != nil {
+		return found, resp, err
+	}
+	if resp, err = located.Decide(a.ctx, op, typed, cfg.Audit); err == nil {
+		a.warn(resp.Warning)
+	}
+	return located, resp, err
 }

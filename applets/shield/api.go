@@ -39,7 +39,8 @@ type Config struct {
 	Questions       int      // that a container may have open at once; 0 for the usual number, less for none
 	Audit           bool     // decisions are written to the container's audit.jsonl
 
-	// Warn is told what did not stop an operation; it may be nil.
+	// Warn is told what did not stop an operation, of several operations at the
+	// same time if there are; it may be nil.
 	Warn func(text string)
 	// Progress is called while names are looked up; it may be nil.
 	Progress func(done, total int)
@@ -97,6 +98,9 @@ func New(c Config) (*Shield, error) {
 		},
 		warn: c.Warn, look: c.Progress,
 	}
+	if s.cfg.Questions > bundle.MaxQuestions {
+		return nil, fmt.Errorf("%d questions at once; at most %d are possible", c.Questions, bundle.MaxQuestions)
+	}
 	switch s.cfg.Tier {
 	case "":
 		s.cfg.Tier = TierProxy
@@ -143,16 +147,10 @@ func (s *Shield) Deny(ctx context.Context, name, target string) (Decision, error
 }
 
 func (s *Shield) decide(ctx context.Context, op control.Op, name, target string) (Decision, error) {
-	a := s.app(ctx)
-	found, err := a.locate(s.cfg, container(name))
+	found, resp, err := s.app(ctx).decide(container(name), op, target)
 	if err != nil {
-		return Decision{}, err
+		return Decision{}, fmt.Errorf("container %s: %w", name, err)
 	}
-	resp, err := found.Decide(ctx, op, target, s.cfg.Audit)
-	if err != nil {
-		return Decision{}, fmt.Errorf("container %s: %w", found.Name, err)
-	}
-	a.warn(resp.Warning)
 	return Decision{found.Name, resp.Applied}, nil
 }
 
@@ -175,13 +173,8 @@ func (s *Shield) Quarantine(ctx context.Context, name string) error {
 	return s.change(ctx, name, control.OpQuarantine, "")
 }
 
-// change makes a change that the container's hub is told of, if kind says so.
 func (s *Shield) change(ctx context.Context, name string, op control.Op, kind string) error {
-	a := s.app(ctx)
-	found, err := target{Container: container(name)}.change(a, op)
-	if err == nil && kind != "" {
-		_ = a.announce(found, kind, routed{})
-	}
+	_, err := target{Container: container(name)}.change(s.app(ctx), routed{}, op, kind)
 	return err
 }
 

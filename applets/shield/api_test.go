@@ -127,6 +127,7 @@ func TestEmbeddedElsewhere(t *testing.T) {
 		"no state":       {Program: "/usr/bin/terok-box"},
 		"relative state": {StateRoot: "state", Program: "/usr/bin/terok-box"},
 		"no program":     {StateRoot: "/state"},
+		"too curious":    {StateRoot: "/state", Program: "/usr/bin/terok-box", Questions: bundle.MaxQuestions + 1},
 		"no such tier":   {StateRoot: "/state", Program: "/usr/bin/terok-box", Tier: "dig"},
 	} {
 		if _, err := New(c); err == nil {

@@ -36,47 +36,45 @@ type outcome struct {
 }
 
 func (c upCmd) Run(a *app) error {
-	return c.announced(a, c.routed, control.OpUp, ruleset.Up, event.ShieldUp, "Shield up for %s\n")
+	return c.tell(a, c.routed, control.OpUp, ruleset.Up, event.ShieldUp, "Shield up for %s\n")
 }
 
 func (c downCmd) Run(a *app) error {
 	if c.All {
-		return c.announced(a, c.routed, control.OpDisengage, ruleset.Disengaged, event.ShieldDisengaged, "Shield down for %s (all traffic)\n")
+		return c.tell(a, c.routed, control.OpDisengage, ruleset.Disengaged, event.ShieldDisengaged, "Shield down for %s (all traffic)\n")
 	}
-	return c.announced(a, c.routed, control.OpDown, ruleset.Down, event.ShieldDown, "Shield down for %s\n")
+	return c.tell(a, c.routed, control.OpDown, ruleset.Down, event.ShieldDown, "Shield down for %s\n")
 }
 
 func (c quarantineCmd) Run(a *app) error {
-	found, err := c.change(a, control.OpQuarantine)
-	if err != nil {
-		return err
-	}
-	return c.print(a, found, ruleset.Quarantine, "Shield QUARANTINED for %s — all traffic dropped\n")
+	return c.tell(a, routed{}, control.OpQuarantine, ruleset.Quarantine, "", "Shield QUARANTINED for %s — all traffic dropped\n")
 }
 
-// announced makes a change that the container's hub is told of.
-func (c target) announced(a *app, r routed, op control.Op, to ruleset.State, kind, text string) error {
-	if err := r.check(); err != nil {
-		return err
-	}
-	found, err := c.change(a, op)
+// tell makes a change and tells people, too.
+func (c target) tell(a *app, r routed, op control.Op, to ruleset.State, kind, text string) error {
+	found, err := c.change(a, r, op, kind)
 	if err != nil {
 		return err
 	}
-	_ = a.announce(found, kind, r)
 	return c.print(a, found, to, text)
 }
 
-func (c target) change(a *app, op control.Op) (shielded.Container, error) {
-	cfg, err := a.config()
-	if err != nil {
-		return shielded.Container{}, err
+// change makes a change that the container's hub is told of, if kind says as
+// what.
+func (c target) change(a *app, r routed, op control.Op, kind string) (found shielded.Container, err error) {
+	if err := r.check(); err != nil {
+		return found, err
 	}
-	found, err := a.locate(cfg, c.Container)
+	cfg, err := a.config()
 	if err != nil {
 		return found, err
 	}
-	_, err = a.execute(found, control.Request{Op: op, Audit: cfg.Audit})
+	if found, err = a.locate(cfg, c.Container); err != nil {
+		return found, err
+	}
+	if _, err = a.execute(found, control.Request{Op: op, Audit: cfg.Audit}); err == nil && kind != "" {
+		_ = a.announce(found, kind, r)
+	}
 	return found, err
 }
 
