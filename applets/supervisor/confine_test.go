@@ -2,9 +2,7 @@ package supervisor
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +15,7 @@ import (
 // Both processes are confined, on every thread, also those that were started
 // in the place of others; and what they are for goes on.
 func TestConfined(t *testing.T) {
-	abi := confinetest.Need(t)
+	confinetest.Need(t)
 	h := newHost(t)
 	c := h.container("demo", nil)
 	c.start()
@@ -37,17 +35,6 @@ func TestConfined(t *testing.T) {
 		kill(killed)
 		c.within(20*time.Second, "another one", func() bool { s, k := c.pair(); return s != killed && k != killed })
 	}
-	want := fmt.Sprintf("confined=\"landlock %d, seccomp, no new privileges\"", abi)
-	var log []byte
-	c.within(20*time.Second, "three processes that say that they are ready", func() bool {
-		var err error
-		if log, err = os.ReadFile(filepath.Join(c.dir, logName)); err != nil {
-			t.Fatal(err)
-		}
-		return strings.Count(string(log), "msg=ready") >= 3
-	})
-	if n, ready := strings.Count(string(log), want), strings.Count(string(log), "msg=ready"); n != ready {
-		t.Errorf("%d of %d processes say %s:\n%s", n, ready, want, log)
-	}
+	confinetest.Ready(t, filepath.Join(c.dir, logName), 3)
 	c.end()
 }

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -288,6 +289,31 @@ func Confined(t testing.TB, pid int, caps ...int) {
 		if got != Want(caps...) {
 			t.Errorf("a thread of process %d:\n%s, want\n%s", pid, got, Want(caps...))
 		}
+	}
+}
+
+// readyTimeout is for processes that were started to say so.
+const readyTimeout = 20 * time.Second
+
+// Ready checks that the log of a pair of processes tells of at least so many
+// that are ready, and says of all that they are confined.
+func Ready(t testing.TB, log string, processes int) {
+	t.Helper()
+	confined := fmt.Sprintf("confined=\"landlock %d, seccomp, no new privileges\"", Need(t))
+	var text string
+	var ready int
+	for end := time.Now().Add(readyTimeout); ready < processes; time.Sleep(10 * time.Millisecond) {
+		data, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = string(data)
+		if ready = strings.Count(text, "msg=ready"); ready < processes && time.Now().After(end) {
+			t.Fatalf("%d processes are ready:\n%s", ready, text)
+		}
+	}
+	if n := strings.Count(text, confined); n != ready {
+		t.Errorf("%d of %d processes say %s:\n%s", n, ready, confined, text)
 	}
 }
 
