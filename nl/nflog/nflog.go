@@ -12,6 +12,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -70,8 +71,8 @@ type Packet struct {
 	Seq     uint32 // counts all packets of the group, also lost ones
 }
 
-// Conn reads one group. Receive is for one goroutine at a time, Close and Lost
-// for any.
+// Conn reads one group. Receive and Rest are for one goroutine at a time, the
+// others for any.
 type Conn struct {
 	file   *os.File
 	raw    syscall.RawConn
@@ -275,12 +276,31 @@ func generation() []byte {
 	return sized(header(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 2, 0))
 }
 
+// ErrInterrupted says that Interrupt was called.
+var ErrInterrupted = errors.New("interrupted")
+
 // Receive waits until there is a packet and calls f with it and with those
-// that have come by then. After Close its error is os.ErrClosed.
-func (c *Conn) Receive(f func(Packet)) error {
+// that have come by then. After Close its error is os.ErrClosed, after
+// Interrupt ErrInterrupted.
+func (c *Conn) Receive(f func(Packet)) error { return c.receive(f, true) }
+
+// Interrupt ends a waiting Receive, and those to come; what is there can still
+// be had with Rest.
+func (c *Conn) Interrupt() error { return c.file.SetReadDeadline(time.Unix(1, 0)) }
+
+// Rest calls f with the packets that are there after Interrupt, as many as one
+// Receive takes, and waits for none.
+func (c *Conn) Rest(f func(Packet)) error {
+	if err := c.file.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	return c.receive(f, false)
+}
+
+func (c *Conn) receive(f func(Packet), wait bool) error {
 	packets := 0
 	for range maxDrain {
-		n, err := c.read(packets == 0)
+		n, err := c.read(wait && packets == 0)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			return nil
@@ -327,7 +347,10 @@ func (c *Conn) take(b []byte, f func(Packet)) (packets int) {
 // none, it waits for one or fails with EAGAIN.
 func (c *Conn) read(wait bool) (n int, err error) {
 	c.wait = wait
-	if closed := c.raw.Read(c.try); closed != nil {
+	switch err := c.raw.Read(c.try); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return 0, ErrInterrupted
+	case err != nil:
 		return 0, os.ErrClosed
 	}
 	return c.n, c.err

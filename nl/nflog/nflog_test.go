@@ -215,6 +215,45 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// Interrupt ends a Receive that waits, and those to come, also where there are
+// packets; none of these is lost.
+func TestInterrupt(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	kerneltest.Pair(t, ns, kerneltest.NewNS(t))
+	kerneltest.NFT(t, ns, flood, "-f", "-")
+	c := openIn(t, ns, receiveBuffer)
+	none := func(Packet) { t.Error("packet from nowhere") }
+	done := make(chan error)
+	go func() { done <- c.Receive(none) }()
+	if err := c.Interrupt(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, ErrInterrupted) {
+		t.Errorf("%v, want ErrInterrupted", err)
+	}
+	if err := c.Rest(none); err != nil {
+		t.Errorf("where there is nothing: %v", err)
+	}
+	const n = 3 * batch
+	for range n {
+		kerneltest.SendUDP(ns, netip.MustParseAddrPort("198.51.100.1:9"))
+	}
+	if err := c.Interrupt(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Receive(none); !errors.Is(err, ErrInterrupted) {
+		t.Errorf("%v, want ErrInterrupted", err)
+	}
+	got := 0
+	if err := c.Rest(func(Packet) { got++ }); err != nil || got != n {
+		t.Errorf("%d packets of %d, %v", got, n, err)
+	}
+	c.Close()
+	if err := c.Rest(none); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v, want os.ErrClosed", err)
+	}
+}
+
 // flood logs and drops all that goes to 198.51.100.0/24, without a limit.
 const flood = `table inet flood {
 	chain out {

@@ -354,13 +354,8 @@ func TestLastPacket(t *testing.T) {
 	for i := range 20 {
 		w := newWorld(t)
 		w.run(Config{})
-		w.udp("198.51.100.7:9")
-		w.within(time.Second, "the packet", func() bool { return w.r.Status().Packets > 0 })
-		began := time.Now()
+		w.udp("198.51.100.7:9") // logged, and not read yet
 		w.end()
-		if d := time.Since(began); d > drainTimeout {
-			t.Errorf("the end took %v", d)
-		}
 		if lines := auditLines(t, w.b); len(lines) != 1 {
 			t.Errorf("%d: audit %v", i, lines)
 		}

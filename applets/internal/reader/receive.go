@@ -72,10 +72,18 @@ func (r *Reader) receive(ctx context.Context) {
 	}
 }
 
-// receiveFrom reads from one connection until that fails.
+// receiveFrom reads from one connection until that fails, or ctx ends; then
+// what was logged by then is read.
 func (r *Reader) receiveFrom(ctx context.Context, conn *nflog.Conn) error {
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	interrupted := make(chan error, 1)
+	defer context.AfterFunc(ctx, func() {
+		err := conn.Interrupt()
+		if err != nil {
+			conn.Close()
+		}
+		interrupted <- err
+	})()
 	var seen uint64 // of those lost
 	take := func(p nflog.Packet) {
 		lost := conn.Lost() - seen
@@ -87,7 +95,14 @@ func (r *Reader) receiveFrom(ctx context.Context, conn *nflog.Conn) error {
 		r.packet(p, lost, time.Now())
 	}
 	for {
-		if err := conn.Receive(take); err != nil {
+		err := conn.Receive(take)
+		switch {
+		case errors.Is(err, nflog.ErrInterrupted):
+			if err := <-interrupted; err != nil {
+				return err
+			}
+			return conn.Rest(take)
+		case err != nil:
 			return err
 		}
 	}
