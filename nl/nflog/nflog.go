@@ -286,15 +286,23 @@ func (c *Conn) Receive(f func(Packet)) error { return c.receive(f, true) }
 
 // Interrupt ends a waiting Receive, and those to come; what is there can still
 // be had with Rest.
-func (c *Conn) Interrupt() error { return c.file.SetReadDeadline(time.Unix(1, 0)) }
+func (c *Conn) Interrupt() error { return c.deadline(time.Unix(1, 0)) }
 
 // Rest calls f with the packets that are there after Interrupt, as many as one
 // Receive takes, and waits for none.
 func (c *Conn) Rest(f func(Packet)) error {
-	if err := c.file.SetReadDeadline(time.Time{}); err != nil {
+	if err := c.deadline(time.Time{}); err != nil {
 		return err
 	}
 	return c.receive(f, false)
+}
+
+// deadline sets when waiting ends; it fails only once c is closed.
+func (c *Conn) deadline(t time.Time) error {
+	if c.file.SetReadDeadline(t) != nil {
+		return os.ErrClosed
+	}
+	return nil
 }
 
 func (c *Conn) receive(f func(Packet), wait bool) error {
