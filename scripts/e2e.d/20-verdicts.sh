@@ -94,3 +94,19 @@ test_bad_targets_change_nothing() {
   expect_blocked c tcp 203.0.113.21
   expect_passes c tcp 203.0.113.20
 }
+
+# From inside, with this program alone; what the firewall says is told from what the other end says.
+test_probe_sees_the_firewall() {
+  local said
+  shield setup
+  profile p 203.0.113.20
+  seen_from_inside() { # HOST
+    shield run probe --profiles p -- --rm -v "$E2E_LAB/bin/terok-box:/terok-box:ro" "$image" /terok-box shield-probe "$@"
+  }
+  said=$(seen_from_inside 203.0.113.21)
+  contains "a host that is blocked" "$said" '"result": "icmp-error", "icmp_type": 3, "icmp_code": 13, "icmp_code_name": "admin-prohibited"'
+  said=$(seen_from_inside 203.0.113.20 9)
+  contains "a port where nobody listens" "$said" '"icmp_code_name": "port-unreachable"'
+  said=$(seen_from_inside 203.0.113.20 53)
+  contains "a port where somebody does" "$said" '"result": "open"'
+}
