@@ -11,7 +11,7 @@ number() { # NAME TEXT: of the last prompt
   sed -nE "s/^\[([0-9]+)\] BLOCKED .*$2.*/\1/p" "$tmp/$1.out" | tail -n 1
 }
 asked_about() { # NAME TEXT
-  within 5 prompted "$@" || die "no prompt about $2: $(cat "$tmp/$1.out" "$tmp/$1.err")"
+  within 20 prompted "$@" || die "no prompt about $2: $(cat "$tmp/$1.out" "$tmp/$1.err")"
 }
 prompted() { [[ $(prompts "$@") -gt 0 ]]; }
 equal_page() { [[ $(page "$1" "$2") == "$3" ]]; }

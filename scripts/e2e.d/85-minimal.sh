@@ -1,12 +1,11 @@
 # A host that has Podman, what Podman needs, and our one file: no shell, nft, dnsmasq, Python, dbus or systemd.
 # shellcheck shell=bash disable=SC2154
 
-# What runs on the machine as root: ROOT LAB USER IMAGE PROGRAM.
+# What runs on the machine as root, with functions of the harness: ROOT LAB USER IMAGE PROGRAM.
 # shellcheck disable=SC2016
 minimal='
 set -euo pipefail
 new=$1 lab=$2 user=$3 image=$4 program=$5
-fail() { echo "FAILED: $*" >&2; exit 1; }
 uid=$(id -u "$user") gid=$(id -g "$user")
 mkdir -p "$new"
 mount -t tmpfs -o mode=755 none "$new"
@@ -54,51 +53,42 @@ on() { # CMD...: there, as the user
     nsenter -t "$pid" -m -S "$uid" -G "$gid" -- "$@"
 }
 for i in $(seq 100); do [[ -e $new/busybox ]] || break; sleep 0.1; done
-[[ ! -e $new/busybox ]] || fail "it did not start"
+[[ ! -e $new/busybox ]] || die "it did not start"
 for name in sh bash busybox python3 nft nsenter ip dig dnsmasq dbus-daemon systemctl; do
-  [[ -z $(find "$new/usr" -name "$name") ]] || fail "it has $name"
+  [[ -z $(find "$new/usr" -name "$name") ]] || die "it has $name"
 done
-page() { # URL: yes or no
-  on podman exec demo sh -c "if timeout 6 wget -qO- $1 2>/dev/null | grep -q \"inet ok\"; then echo yes; else echo no; fi"
-}
-is() { # WHAT GOT WANT
-  [[ $2 == "$3" ]] || fail "$1: got \"$2\", want \"$3\""
-}
-on terok-shield setup
-on terok-shield run demo --profiles p -- -d "$image" sleep 600
-is "state" "$(on terok-shield status demo)" up
-is "page of the profile" "$(page http://allowed.test/)" yes
-is "page of another name" "$(page http://other.test/)" no
+podman() { on podman "$@"; }
+shield() { on terok-shield "$@"; }
+shield setup
+shield run demo --profiles p -- -d "$image" sleep 600
+equal "state" "$(shield status demo)" up
+equal "page of the profile" "$(page demo http://allowed.test/)" yes
+equal "page of another name" "$(page demo http://other.test/)" no
 # Somebody who types what the question is answered with once he sees it.
 mkfifo "$new/typed"
-on terok-shield simple-clearance demo <"$new/typed" >"$new/seen" 2>&1 &
+shield simple-clearance demo <"$new/typed" >"$new/seen" 2>&1 &
 exec 8>"$new/typed"
-seen() { # TEXT: within 20 seconds
-  local i
-  for i in $(seq 200); do
-    if grep -q "$1" "$new/seen"; then return; fi
-    sleep 0.1
-  done
-  fail "nothing about \"$1\" on the terminal: $(cat "$new/seen")"
+seen() { # TEXT
+  within 20 grep -q "$1" "$new/seen" || die "nothing about \"$1\" on the terminal: $(cat "$new/seen")"
 }
 seen "BLOCKED.*other.test"
 echo "a 1" >&8
 seen "allowed other.test"
 echo q >&8
 exec 8>&-
-is "page of the allowed name" "$(page http://other.test/)" yes
-on terok-shield deny demo other.test
-is "page of the denied name" "$(page http://other.test/)" no
-on terok-shield quarantine demo
-is "page in quarantine" "$(page http://allowed.test/)" no
-is "state" "$(on terok-shield status demo)" quarantine
-on podman rm -f --time 0 demo
+equal "page of the allowed name" "$(page demo http://other.test/)" yes
+shield deny demo other.test
+equal "page of the denied name" "$(page demo http://other.test/)" no
+shield quarantine demo
+equal "page in quarantine" "$(page demo http://allowed.test/)" no
+equal "state" "$(shield status demo)" quarantine
+podman rm -f --time 0 demo
 echo "it is enough"
 '
 
 test_minimal_host() {
   profile p allowed.test
   local said
-  said=$(root unshare --mount --propagation private bash -c "$minimal" minimal "$tmp/root" "$E2E_LAB" op "$image" "$E2E_LAB/bin/terok-box")
+  said=$(root unshare --mount --propagation private bash -c "$(declare -f note die equal within page); $minimal" minimal "$tmp/root" "$E2E_LAB" op "$image" "$E2E_LAB/bin/terok-box")
   contains "what it says" "$said" "it is enough"
 }
