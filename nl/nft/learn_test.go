@@ -302,20 +302,32 @@ func TestChangesWhileAResolverLearns(t *testing.T) {
 }
 
 func BenchmarkLearn(b *testing.B) {
-	for _, n := range []int{1, 32} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			c := dialIn(b, kerneltest.NewNS(b))
-			if err := c.Apply(build(b, ruleset.Up, ruleset.Params{})); err != nil {
-				b.Fatal(err)
-			}
-			all := many(16384)
-			for i := 0; b.Loop(); i++ {
-				at := i * n % len(all)
-				if err := c.Learn(all[at : at+n]); err != nil {
+	for _, isNew := range []bool{false, true} {
+		for _, n := range []int{1, 32} {
+			b.Run(fmt.Sprintf("new=%t/%d", isNew, n), func(b *testing.B) {
+				c := dialIn(b, kerneltest.NewNS(b))
+				if err := c.Apply(build(b, ruleset.Up, ruleset.Params{})); err != nil {
 					b.Fatal(err)
 				}
-			}
-		})
+				all := many(16384)
+				for i := range all {
+					all[i].New = isNew
+				}
+				for i := 0; b.Loop(); i++ {
+					at := i * n % len(all)
+					if at == 0 && isNew {
+						b.StopTimer()
+						if err := c.ForgetAll(); err != nil {
+							b.Fatal(err)
+						}
+						b.StartTimer()
+					}
+					if err := c.Learn(all[at : at+n]); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
 	}
 }
 
@@ -325,34 +337,6 @@ func BenchmarkGeneration(b *testing.B) {
 		if _, err := c.Generation(); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-func BenchmarkLearnNew(b *testing.B) {
-	for _, n := range []int{1, 32} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			c := dialIn(b, kerneltest.NewNS(b))
-			if err := c.Apply(build(b, ruleset.Up, ruleset.Params{})); err != nil {
-				b.Fatal(err)
-			}
-			all := many(16384)
-			for i := range all {
-				all[i].New = true
-			}
-			for i := 0; b.Loop(); i++ {
-				at := i * n % len(all)
-				if at == 0 {
-					b.StopTimer()
-					if err := c.ForgetAll(); err != nil {
-						b.Fatal(err)
-					}
-					b.StartTimer()
-				}
-				if err := c.Learn(all[at : at+n]); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }
 
