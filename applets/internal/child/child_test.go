@@ -132,6 +132,30 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// A process has no arguments for a moment while it is started: it is found
+// nevertheless.
+func TestFindAtOnce(t *testing.T) {
+	for i := range 300 {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Args = []string{Name, "test", t.Name()}
+		cmd.Env = []string{"CHILD_TEST_HOLD=1"}
+		hold, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		found, err := Find(func(args []string) bool { return slices.Equal(args, cmd.Args[1:]) })
+		Release(found)
+		hold.Close()
+		cmd.Wait()
+		if err != nil || len(found) != 1 {
+			t.Fatalf("the %d. time: found %d, %v", i+1, len(found), err)
+		}
+	}
+}
+
 // A process that looks like ours in another pid namespace is not.
 func TestFindImitation(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
@@ -194,7 +218,6 @@ func TestEnd(t *testing.T) {
 	})
 }
 
-// A number alone does not make a process.
 // Programs of others are found by all of their command line, and get the
 // signal that everybody knows.
 func TestEndOther(t *testing.T) {
@@ -231,6 +254,7 @@ func TestEndOther(t *testing.T) {
 	}
 }
 
+// A number alone does not make a process.
 func TestOpen(t *testing.T) {
 	p, _ := start(t, "willing")
 	its, err := bundle.ProcessOf(p.Pid, "")

@@ -180,38 +180,49 @@ func search(arguments func(pid int) ([]string, bool), match func(args []string) 
 // arguments are those of a process that Start started. One that has ended and
 // was not waited for has none.
 func arguments(pid int) ([]string, bool) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
+	args, ok := readArguments(pid, func(f *os.File) bool {
+		var name [len(Name) + 1]byte
+		n, err := f.ReadAt(name[:], 0)
+		return n == 0 || err == nil && string(name[:]) == Name+"\x00"
+	})
+	if !ok || len(args) < 2 || args[0] != Name {
 		return nil, false
 	}
-	defer f.Close()
-	var name [len(Name) + 1]byte
-	if _, err := io.ReadFull(f, name[:]); err != nil || string(name[:]) != Name+"\x00" {
-		return nil, false
-	}
-	rest, err := io.ReadAll(io.LimitReader(f, maxCmdline))
-	if err != nil || len(rest) == 0 {
-		return nil, false
-	}
-	return strings.Split(strings.TrimSuffix(string(rest), "\x00"), "\x00"), true
+	return args[1:], true
 }
 
 // commandLine is all of the command line of a process of our own user.
 func commandLine(pid int) ([]string, bool) {
+	return readArguments(pid, func(f *os.File) bool {
+		fi, err := f.Stat() // it belongs to the process's effective user
+		if err != nil {
+			return false
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		return ok && int(st.Uid) == os.Geteuid()
+	})
+}
+
+// readArguments reads the command line of a process, if it is of interest.
+// One whose program is just being exchanged has none for a moment.
+func readArguments(pid int, of func(cmdline *os.File) bool) ([]string, bool) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return nil, false
 	}
 	defer f.Close()
-	fi, err := f.Stat() // it belongs to the process's effective user
-	if err != nil {
-		return nil, false
-	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
+	if !of(f) {
 		return nil, false
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxCmdline))
-	if err != nil || len(text) == 0 {
+	for end := time.Now().Add(execTimeout); err == nil && len(text) == 0; text, err = io.ReadAll(io.LimitReader(f, maxCmdline)) {
+		// Neither the kernel's own threads nor those that have ended have a program.
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || time.Now().After(end) {
+			return nil, false
+		}
+		time.Sleep(execTimeout / 100)
+	}
+	if err != nil {
 		return nil, false
 	}
 	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00"), true
@@ -231,6 +242,9 @@ const (
 	// the middle of writing to a slow disk.
 	killTimeout = 5 * time.Second
 	round       = 100 * time.Millisecond
+	// execTimeout is how long a process may be without arguments between
+	// those of its old program and those of its new one.
+	execTimeout = 100 * time.Millisecond
 )
 
 // End ends all processes that Start started and whose arguments match, also
