@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/terok-ai/terok-box/applets/internal/reach"
 	"github.com/terok-ai/terok-box/nl/confine"
 	"github.com/terok-ai/terok-box/nl/confine/confinetest"
@@ -27,26 +29,9 @@ func TestConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second one finds what the first has left
-		var errs bytes.Buffer
-		cmd := exec.Command("/proc/self/exe", "serve")
-		cmd.Args[0] = Name
-		cmd.Env = []string{"XDG_RUNTIME_DIR=" + dir}
-		cmd.Stderr = &errs
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		cmd, errs := serving(t, dir, (*exec.Cmd).Start)
+		client := dialled(t, dir)
 		path := clearance.UserSocketPath(dir)
-		var client *clearance.Client
-		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-			var err error
-			if client, err = clearance.Dial(t.Context(), path); err == nil {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("it does not serve: %v", err)
-			}
-		}
 		asked := make(chan struct{}, 10)
 		go client.Subscribe(t.Context(), func(e clearance.Event) error {
 			if e.Target() == "203.0.113.9" {
@@ -76,6 +61,53 @@ func TestConfined(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, ownDir, pendingFile)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// serving is the service, in a process of its own.
+func serving(t *testing.T, dir string, start func(*exec.Cmd) error) (cmd *exec.Cmd, errs *bytes.Buffer) {
+	t.Helper()
+	errs = new(bytes.Buffer)
+	cmd = exec.Command("/proc/self/exe", "serve")
+	cmd.Args[0] = Name
+	cmd.Env = []string{"XDG_RUNTIME_DIR=" + dir}
+	cmd.Stderr = errs
+	if err := start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd, errs
+}
+
+// dialled is a client of the service, once it serves.
+func dialled(t *testing.T, dir string) *clearance.Client {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		client, err := clearance.Dial(t.Context(), clearance.UserSocketPath(dir))
+		if err == nil {
+			return client
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it does not serve: %v", err)
+		}
+	}
+}
+
+// A service manager that refuses it what it would confine itself with does not
+// keep it from its work.
+func TestConfinedByOthers(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd, errs := serving(t, dir, func(cmd *exec.Cmd) error {
+		return confinetest.Under(cmd.Start, unix.EPERM,
+			unix.SYS_SECCOMP, unix.SYS_CAPSET, unix.SYS_LANDLOCK_CREATE_RULESET, unix.SYS_LANDLOCK_ADD_RULE, unix.SYS_LANDLOCK_RESTRICT_SELF)
+	})
+	dialled(t, dir).Close()
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil || !strings.Contains(errs.String(), "this program may do more than it should") {
+		t.Errorf("%v: %s", err, errs.String())
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -203,29 +202,16 @@ func TestWithout(t *testing.T) {
 
 // without puts rules in force where a system call is not there.
 func without(args []string) {
-	var call, errno uint32
+	var call, errno int
 	fmt.Sscan(args[0], &call)
 	fmt.Sscan(args[1], &errno)
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		filter := []unix.SockFilter{
-			{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS},
-			{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
-			{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | errno},
-			{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
-		}
-		prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-		if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); errno != 0 {
-			done <- errno
-			return
-		}
+	err := confinetest.Under(func() error {
 		r := confine.Rules{Paths: self()}
 		err := errors.Join(r.Here(), r.Filter())
 		fmt.Println(confine.Status())
-		done <- err
-	}()
-	if err := <-done; err != nil {
+		return err
+	}, unix.Errno(errno), call)
+	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
