@@ -2,28 +2,9 @@ package dnsproxy
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
-
-	"github.com/terok-ai/terok-box/applets/internal/child"
 )
-
-func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
-
-func prefixes(s ...string) (out []netip.Prefix) {
-	for _, p := range s {
-		out = append(out, netip.MustParsePrefix(p))
-	}
-	return out
-}
-
-func self(arg string, more ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = append([]string{child.Name, arg}, more...)
-	return cmd
-}
 
 // zombies are processes that have ended and whose parent, a server or keeper,
 // did not wait for them.
