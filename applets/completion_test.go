@@ -145,6 +145,8 @@ func TestCompletions(t *testing.T) {
 	profiles := "base dev-node dev-python dev-standard mine nvidia-hpc"
 	cases := []struct{ line, want string }{
 		{"terok-shield qu", "quarantine"},
+		{"terok-shield res", "reset resolve"},
+		{"terok-shield reset o", "other"},
 		{"terok-shield st", "status"},
 		{"terok-shield --state-dir /x al", "allow"},
 		{"terok-shield status ", "demo other"},

@@ -33,6 +33,7 @@ type listReader struct {
 
 func (r *listReader) Names(netip.Addr) []names.Name                                 { return nil }
 func (r *listReader) Addresses(string) []netip.Addr                                 { return nil }
+func (r *listReader) Forget(context.Context) ([]netip.Addr, error)                  { return nil, nil }
 func (r *listReader) Status() names.Status                                          { return names.Status{} }
 func (r *listReader) Watch(ctx context.Context, _ func(names.Question) error) error { return nil }
 

@@ -290,7 +290,7 @@ func scripts(t *testing.T) testscript.Params {
 // documented runs the examples that need no engine and end by themselves, and
 // compares what they print with what is shown, if anything is.
 func documented(t testing.TB, ts *testscript.TestScript) {
-	alone := strings.Fields("status allow deny down up quarantine rules harvest logs profiles preview config completion check-environment")
+	alone := strings.Fields("status allow deny down up quarantine reset rules harvest logs profiles preview config completion check-environment")
 	ran := 0
 	for _, e := range examples.All(t) {
 		words := strings.Fields(e.Text)

@@ -150,7 +150,10 @@ func (e *echo) tcp() {
 
 func (e *echo) Names(netip.Addr) []names.Name { return nil }
 func (e *echo) Addresses(string) []netip.Addr { return nil }
-func (e *echo) Status() names.Status          { return names.Status{Tier: e.Spec.Tier, Upstreams: []string{}} }
+func (e *echo) Forget(context.Context) ([]netip.Addr, error) {
+	return []netip.Addr{netip.MustParseAddr("203.0.113.1")}, nil
+}
+func (e *echo) Status() names.Status { return names.Status{Tier: e.Spec.Tier, Upstreams: []string{}} }
 func (e *echo) Watch(ctx context.Context, _ func(names.Question) error) error {
 	<-ctx.Done()
 	return nil

@@ -173,6 +173,14 @@ func (s *Shield) Quarantine(ctx context.Context, name string) error {
 	return s.change(ctx, name, control.OpQuarantine, "")
 }
 
+// Reset forgets the addresses that a container has learned from names, cuts the
+// connections to them, and returns them. What is allowed stays so, and is
+// learned again when it is looked up again.
+func (s *Shield) Reset(ctx context.Context, name string) ([]string, error) {
+	_, forgotten, err := target{Container: container(name)}.reset(s.app(ctx))
+	return forgotten, err
+}
+
 func (s *Shield) change(ctx context.Context, name string, op control.Op, kind string) error {
 	_, err := target{Container: container(name)}.change(s.app(ctx), routed{}, op, kind)
 	return err

@@ -84,6 +84,9 @@ func TestEmbedded(t *testing.T) {
 	if err != nil || rules.State != StateUp || !strings.Contains(rules.Rules, "198.51.100.7") {
 		t.Errorf("%+v, %v", rules, err)
 	}
+	if got, err := s.Reset(ctx, "demo"); err != nil || !slices.Equal(got, []string{"203.0.113.5", "2001:db8::5"}) {
+		t.Errorf("%q, %v", got, err)
+	}
 	for _, target := range []string{"", "--help", "300.1.1.1", "a b"} {
 		if d, err := s.Allow(ctx, "demo", target); err == nil {
 			t.Errorf("allowed %q: %+v", target, d)

@@ -89,7 +89,7 @@ func TestEvents(t *testing.T) {
 	commands := func(t *testing.T) {
 		t.Helper()
 		for _, args := range []string{
-			"down demo", "down demo --all --container-id " + id, "allow demo 203.0.113.1", "deny demo 203.0.113.1", "quarantine demo", "up demo --json",
+			"down demo", "down demo --all --container-id " + id, "allow demo 203.0.113.1", "deny demo 203.0.113.1", "reset demo", "quarantine demo", "up demo --json",
 			"down " + id[:12], "status demo", "up " + id,
 		} {
 			if _, errs := l.commandIn(t, env(), strings.Fields(args)...); errs != "" {
@@ -310,6 +310,7 @@ func TestSupervisor(t *testing.T) {
 		{"down demo --all", "Shield down for demo (all traffic)\n", control.OpDisengage},
 		{"quarantine demo", "Shield QUARANTINED for demo — all traffic dropped\n", control.OpQuarantine},
 		{"up demo", "Shield up for demo\n", control.OpUp},
+		{"reset demo", "Forgot 2 IPs for demo\n  203.0.113.5\n  2001:db8::5\n", control.OpReset},
 		{"status demo", "up\n", control.OpState},
 	} {
 		if out, errs := l.command(t, strings.Fields(c.args)...); out != c.out || errs != "" {
@@ -405,7 +406,7 @@ func TestDashedTarget(t *testing.T) {
 // A command line that is not read by the grammar means what the grammar says.
 func TestUnflagged(t *testing.T) {
 	short := 0
-	for verb := range strings.FieldsSeq("status up down quarantine allow deny rules watch run profiles nonsense") {
+	for verb := range strings.FieldsSeq("status up down quarantine reset allow deny rules watch run profiles nonsense") {
 		for _, rest := range [][]string{
 			nil, {"demo"}, {"demo", "203.0.113.1"}, {"demo", "=a b\n"}, {"demo", "203.0.113.1", "x"}, {""}, {"demo", ""}, {"-h"}, {"demo", "--json"}, {"--json", "demo"},
 			{"demo", "-x"}, {"${HOME}"}, {"demo", "a,b"}, {"demo", "$x"}, {"demo", "@/etc/passwd"},
@@ -431,7 +432,7 @@ func TestUnflagged(t *testing.T) {
 			}
 		}
 	}
-	if short < 16 {
+	if short < 18 {
 		t.Errorf("only %d", short)
 	}
 }

@@ -68,6 +68,13 @@ func (quarantineCmd) Help() string {
   terok-shield up demo                        and back`
 }
 
+func (resetCmd) Help() string {
+	return `What is allowed stays so: a name's addresses are opened again when it is looked up again. Examples:
+
+  terok-shield reset demo                     its addresses have changed, or should not be trusted
+  terok-shield reset demo --json`
+}
+
 func (rulesCmd) Help() string {
 	return `Examples:
 

@@ -47,6 +47,10 @@ func (r *resolver) Reload(context.Context) (names.Change, error) {
 	return names.Change{Enforced: true}, nil
 }
 
+func (r *resolver) Forget(context.Context) ([]netip.Addr, error) {
+	return []netip.Addr{netip.MustParseAddr("203.0.113.5"), netip.MustParseAddr("2001:db8::5")}, nil
+}
+
 func (r *resolver) Status() names.Status {
 	return names.Status{Tier: "proxy", Upstreams: []string{"192.0.2.53:53"}, Questions: 7}
 }
@@ -361,6 +365,8 @@ func TestNamesOutput(t *testing.T) {
 		{"allow demo --json =a.example.com", `{"container":"demo","target":"=a.example.com","names":["=a.example.com"],"addresses":["203.0.113.5"]}` + "\n",
 			"Warning [shield]: a.example.com was denied with everything below it; that is denied no more\n"},
 		{"allow demo 203.0.113.77", "Allowed 203.0.113.77 -> 203.0.113.77 for demo\n", ""},
+		{"reset demo", "Forgot 2 IPs for demo\n  203.0.113.5\n  2001:db8::5\n", ""},
+		{"reset demo --json", `{"container":"demo","addresses":["203.0.113.5","2001:db8::5"]}` + "\n", ""},
 		{"down demo", "Shield down for demo\n", ""},
 		{"quarantine demo", "Shield QUARANTINED for demo — all traffic dropped\n", ""},
 		{"up demo", "Shield up for demo\n", ""},
@@ -382,6 +388,15 @@ func TestNamesOutput(t *testing.T) {
 	}
 	if err := run(t.Context(), l.env(io.Discard, io.Discard), []string{"allow", "demo", "b.example.com"}); err == nil {
 		t.Error("allowed without the process of names")
+	}
+	err := run(t.Context(), l.env(io.Discard, io.Discard), []string{"reset", "demo"})
+	if err == nil || !strings.Contains(err.Error(), "restart the container") {
+		t.Errorf("reset without the process of names: %v", err)
+	}
+	l.end()
+	err = run(t.Context(), l.env(io.Discard, io.Discard), []string{"reset", "demo"})
+	if err == nil || err.Error() != "Error: container demo is not running: there is nothing to forget, and it starts with nothing learned" {
+		t.Errorf("reset of a container that has ended: %v", err)
 	}
 }
 

@@ -49,6 +49,7 @@ type verbs struct {
 	Down             downCmd            `cmd:"" help:"Let a container reach everything but private and denied addresses."`
 	Up               upCmd              `cmd:"" help:"Let a container reach only what is allowed."`
 	Quarantine       quarantineCmd      `cmd:"" help:"Drop all of a container's traffic, running connections too."`
+	Reset            resetCmd           `cmd:"" help:"Forget the addresses that a container has learned from names; live connections to them are cut."`
 	Rules            rulesCmd           `cmd:"" help:"Show the rules in a container's kernel tables."`
 	Watch            watchCmd           `cmd:"" help:"Show what a container asks for and connects to, as it happens."`
 	SimpleClearance  simpleClearanceCmd `cmd:"" name:"simple-clearance" help:"Ask on this terminal about every connection that a container is refused."`
@@ -162,6 +163,8 @@ func unflagged(args []string) interface{ Run(a *app) error } {
 			return downCmd{target: t}
 		case "quarantine":
 			return quarantineCmd{t}
+		case "reset":
+			return resetCmd{t}
 		}
 	case 3:
 		v := verdictCmd{Container: container(args[1]), Target: args[2]}

@@ -37,11 +37,12 @@ const (
 	OpAllow      Op = "allow"      // Targets, Names → Applied
 	OpDeny       Op = "deny"       // Targets, Names → Applied
 	OpSync       Op = "sync"       // sets are made what the state files say → Applied: addresses learned because of names
+	OpReset      Op = "reset"      // what was learned because of names is forgotten → Applied: addresses closed
 )
 
 // ops are all of them.
 func ops() []Op {
-	return []Op{OpState, OpRules, OpVerify, OpUp, OpDown, OpDisengage, OpQuarantine, OpAllow, OpDeny, OpSync}
+	return []Op{OpState, OpRules, OpVerify, OpUp, OpDown, OpDisengage, OpQuarantine, OpAllow, OpDeny, OpSync, OpReset}
 }
 
 // Request is one operation on one container. StateDir, PID and NetNS are

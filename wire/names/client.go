@@ -12,12 +12,16 @@ import (
 // ErrReload says that the process could not read the lists again.
 var ErrReload = errors.New("the lists of names could not be read again")
 
+// ErrForget says that the process could not forget what it has learned: all of
+// it, or some, may still be there.
+var ErrForget = errors.New("what was learned from names could not be forgotten")
+
 // ErrReply says that the process answered with what cannot be.
 var ErrReply = errors.New("the process that finds the addresses of names gives an impossible answer")
 
 // Client asks the process of one container. It is safe for concurrent use;
-// its calls wait for each other. After an error other than ErrReload and a
-// *varlink.Error it is of no more use: connect again.
+// its calls wait for each other. After an error other than ErrReload, ErrForget
+// and a *varlink.Error it is of no more use: connect again.
 type Client struct{ conn *varlink.Client }
 
 // Dial connects to the socket at a path. The process must be of our own user.
@@ -84,6 +88,22 @@ func (c *Client) Reload(ctx context.Context) (Change, error) {
 		return Change{}, err
 	}
 	return out.Change, nil
+}
+
+// Forget has the process forget what names were answered with. When it returns,
+// the addresses that it returns are closed, unless they were learned again
+// since. What the process finds wrong is an ErrForget.
+func (c *Client) Forget(ctx context.Context) ([]netip.Addr, error) {
+	var out forgetOut
+	if err := c.call(ctx, "Forget", nil, &out); err != nil {
+		var e *varlink.Error
+		var failed forgetFailed
+		if errors.As(err, &e) && e.Name == InterfaceName+".ForgetFailed" && e.Decode(&failed) == nil {
+			return nil, fmt.Errorf("%w: %s", ErrForget, clean(failed.Reason, maxText))
+		}
+		return nil, err
+	}
+	return parseAddrs(out.Removed)
 }
 
 // Status is for people and tests.

@@ -23,6 +23,10 @@ type Service interface {
 	// Reload reads the lists of names again. What was learned only for names
 	// that are no longer allowed is closed before it returns.
 	Reload(ctx context.Context) (Change, error)
+	// Forget forgets what names were answered with, and closes every address
+	// that is open because of a name: these it returns. No answer leaves later
+	// than that whose addresses are not open again.
+	Forget(ctx context.Context) ([]netip.Addr, error)
 	Status() Status
 	// Watch calls f with every question from now on, until ctx ends or f
 	// fails. A watcher that is too slow misses questions, and the next one it

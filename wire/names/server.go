@@ -23,7 +23,7 @@ func SocketPath(runtimeDir, short string) string {
 const (
 	maxList = 100_000 // addresses in one reply
 	maxName = 255     // characters of a name (RFC 1035, section 2.3.4), and of other words
-	maxText = 1024    // characters of why a Reload failed
+	maxText = 1024    // characters of why a Reload or Forget failed
 	// maxNames is how many names fit into a reply: with every character
 	// escaped one takes less than 576 bytes.
 	maxNames = varlink.MaxReply / 576
@@ -46,6 +46,9 @@ type (
 	reloadOut struct {
 		Change Change `json:"change"`
 	}
+	forgetOut struct {
+		Removed []string `json:"removed"`
+	}
 	statusOut struct {
 		Status Status `json:"status"`
 	}
@@ -56,6 +59,9 @@ type (
 		Address string `json:"address"`
 	}
 	reloadFailed struct {
+		Reason string `json:"reason"`
+	}
+	forgetFailed struct {
 		Reason string `json:"reason"`
 	}
 )
@@ -86,11 +92,7 @@ func Interface(s Service, description string) varlink.Interface {
 					return addressesOut{}, varlink.Invalid("name")
 				}
 				found := s.Addresses(name)
-				out := make([]string, 0, len(found))
-				for _, a := range found[:min(len(found), maxList)] {
-					out = append(out, a.String())
-				}
-				return addressesOut{out}, nil
+				return addressesOut{formatAddrs(found)}, nil
 			}),
 			varlink.Handle("Reload", func(ctx context.Context, _ *varlink.Call, _ struct{}) (reloadOut, error) {
 				change, err := s.Reload(ctx)
@@ -99,6 +101,13 @@ func Interface(s Service, description string) varlink.Interface {
 				}
 				change.Removed = change.Removed[:min(len(change.Removed), maxList)]
 				return reloadOut{change}, nil
+			}),
+			varlink.Handle("Forget", func(ctx context.Context, _ *varlink.Call, _ struct{}) (forgetOut, error) {
+				removed, err := s.Forget(ctx)
+				if err != nil {
+					return forgetOut{}, varlink.NewError(InterfaceName+".ForgetFailed", forgetFailed{clean(err.Error(), maxText)})
+				}
+				return forgetOut{formatAddrs(removed)}, nil
 			}),
 			varlink.Handle("Status", func(context.Context, *varlink.Call, struct{}) (statusOut, error) {
 				return statusOut{s.Status()}, nil
@@ -114,8 +123,18 @@ func Interface(s Service, description string) varlink.Interface {
 		Errors: map[string]any{
 			"InvalidAddress": invalidAddress{},
 			"ReloadFailed":   reloadFailed{},
+			"ForgetFailed":   forgetFailed{},
 		},
 	}
+}
+
+// formatAddrs is addresses as they are sent.
+func formatAddrs(all []netip.Addr) []string {
+	out := make([]string, 0, len(all))
+	for _, a := range all[:min(len(all), maxList)] {
+		out = append(out, a.String())
+	}
+	return out
 }
 
 // canonical is a name in lower case without a dot at its end.

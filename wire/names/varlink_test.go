@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,8 @@ type fake struct {
 	addresses map[string][]netip.Addr
 	change    Change
 	reload    error
+	removed   []netip.Addr
+	forget    error
 	status    Status
 	questions chan Question // that Watch passes on
 	left      chan error    // gets why a Watch ended
@@ -37,6 +40,7 @@ type fake struct {
 func (f *fake) Names(addr netip.Addr) []Name                      { return f.names[addr] }
 func (f *fake) Addresses(name string) []netip.Addr                { return f.addresses[name] }
 func (f *fake) Reload(context.Context) (change Change, err error) { return f.change, f.reload }
+func (f *fake) Forget(context.Context) ([]netip.Addr, error)      { return f.removed, f.forget }
 func (f *fake) Status() Status                                    { return f.status }
 
 func (f *fake) Watch(ctx context.Context, g func(Question) error) error {
@@ -178,6 +182,19 @@ func TestService(t *testing.T) {
 		t.Errorf("Reload: %v", err)
 	}
 
+	for _, want := range [][]netip.Addr{nil, {v4}, {v4, v6}} {
+		f.removed = want
+		got, err := c.Forget(ctx)
+		if !slices.Equal(got, want) || err != nil {
+			t.Errorf("Forget: %v, %v", got, err)
+		}
+	}
+	f.forget = errors.New("the firewall\nis stuck" + strings.Repeat("x", 2000))
+	_, err = c.Forget(ctx)
+	if !errors.Is(err, ErrForget) || !strings.Contains(err.Error(), "the firewall is stuck") || !strings.HasSuffix(err.Error(), "x...") {
+		t.Errorf("Forget: %v", err)
+	}
+
 	status, err := c.Status(ctx)
 	if diff := cmp.Diff(f.status, status); diff != "" || err != nil {
 		t.Errorf("Status: %v (-want +got):\n%s", err, diff)
@@ -243,12 +260,15 @@ func hostile(t *testing.T, names namesOut, addresses addressesOut, reload reload
 			varlink.Handle("Names", func(context.Context, *varlink.Call, namesIn) (namesOut, error) { return names, nil }),
 			varlink.Handle("Addresses", func(context.Context, *varlink.Call, addressesIn) (addressesOut, error) { return addresses, nil }),
 			varlink.Handle("Reload", func(context.Context, *varlink.Call, struct{}) (reloadOut, error) { return reload, nil }),
+			varlink.Handle("Forget", func(context.Context, *varlink.Call, struct{}) (forgetOut, error) {
+				return forgetOut{reload.Change.Removed}, nil
+			}),
 			varlink.Handle("Status", func(context.Context, *varlink.Call, struct{}) (statusOut, error) { return status, nil }),
 			varlink.HandleStream("Watch", func(_ context.Context, _ *varlink.Call, _ struct{}, send func(watchOut) error) error {
 				return send(watch)
 			}),
 		},
-		Errors: map[string]any{"InvalidAddress": invalidAddress{}, "ReloadFailed": reloadFailed{}},
+		Errors: map[string]any{"InvalidAddress": invalidAddress{}, "ReloadFailed": reloadFailed{}, "ForgetFailed": forgetFailed{}},
 	})
 }
 
@@ -266,6 +286,9 @@ func TestHostileProcess(t *testing.T) {
 		}
 		if got, err := c.Reload(limited(t)); !errors.Is(err, ErrReply) {
 			t.Errorf("%d like %q: Reload: %d, %v", len(bad), bad[0], len(got.Removed), err)
+		}
+		if got, err := c.Forget(limited(t)); !errors.Is(err, ErrReply) {
+			t.Errorf("%d like %q: Forget: %d, %v", len(bad), bad[0], len(got), err)
 		}
 		if got, err := c.Status(limited(t)); !errors.Is(err, ErrReply) {
 			t.Errorf("%d like %q: Status: %d, %v", len(bad), bad[0], len(got.Upstreams), err)
@@ -321,6 +344,10 @@ func TestLongLists(t *testing.T) {
 	}
 	if got, err := c.Reload(limited(t)); err != nil || len(got.Removed) != maxList {
 		t.Errorf("%d removed, %v", len(got.Removed), err)
+	}
+	f.removed = f.addresses["example.com"]
+	if got, err := c.Forget(limited(t)); err != nil || len(got) != maxList {
+		t.Errorf("%d forgotten, %v", len(got), err)
 	}
 	f.questions <- Question{Addresses: f.change.Removed}
 	enough := errors.New("enough")

@@ -103,14 +103,27 @@ func (c *cache) get(k key, ask func(found func(*result)), then func(*result)) *r
 	}
 	ask(func(res *result) {
 		c.mu.Lock()
-		delete(c.flights, k)
-		c.put(k, res)
+		if c.flights[k] == f { // else it is forgotten
+			delete(c.flights, k)
+			c.put(k, res)
+		}
 		c.mu.Unlock()
 		for _, then := range f.then {
 			then(res)
 		}
 	})
 	return nil
+}
+
+// forget empties the cache. What is being asked is for those alone who wait
+// for it already.
+func (c *cache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.entries)
+	clear(c.flights)
+	c.order.Init()
+	c.bytes = 0
 }
 
 // put adds an answer. The lock is held.

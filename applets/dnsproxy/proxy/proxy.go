@@ -174,6 +174,13 @@ func (e *Engine) Reload(ctx context.Context) (names.Change, error) {
 	return c, nil
 }
 
+// Forget forgets every answer, closes what they have opened, and has what is
+// being asked for asked anew.
+func (e *Engine) Forget(ctx context.Context) ([]netip.Addr, error) {
+	e.cache.forget() // before the new life, in which it has nothing of the old one
+	return e.set.Forget(ctx)
+}
+
 // look finds out whether the firewall takes addresses. Where it does not, as
 // in quarantine, nothing is asked for either: names can carry data.
 func (e *Engine) look() bool {

@@ -73,6 +73,7 @@ func record(t testing.TB, text string) dns.RR {
 type world struct {
 	t        testing.TB
 	internet *internet
+	kernel   *history
 	ns       *netns.NS
 	bundle   *bundle.Bundle
 	fw       *nft.Conn // as an operator has it
@@ -135,7 +136,8 @@ func newWorld(t testing.TB, l lines, f func(q dns.Question, m *dns.Msg)) *world 
 		t.Fatal(err)
 	}
 	w.apply(ruleset.Up)
-	set, err := learned.New(learned.Options{Kernel: r.NFT, Cut: r.Track.Cut})
+	w.kernel = &history{Conn: r.NFT}
+	set, err := learned.New(learned.Options{Kernel: w.kernel, Cut: r.Track.Cut})
 	if err != nil {
 		t.Fatal(err)
 	}

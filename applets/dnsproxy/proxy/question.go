@@ -24,7 +24,7 @@ const (
 	maxUDP     = 1232 // that go anywhere in one piece, and what we ask upstream for
 	maxQuery   = 4096 // bytes of a question; more is nothing but padding
 	maxText    = 200  // bytes of an extended error's text
-	maxChanges = 3    // of the lists while one question is answered
+	maxChanges = 3    // of the lists, or Forgets, while one question is answered
 	localTTL   = 60
 	anyTTL     = 300
 )
@@ -279,26 +279,31 @@ func (l *lists) reachable(name string) bool {
 	return nowhere(name) == "" && (d.Allowed || l.resolve && !d.Denied)
 }
 
+// leave has an answer leave, in the life in which its addresses were learned,
+// and waits for nothing.
+type leave func(m *dns.Msg, life learned.Life)
+
 // resolve answers a question that upstream is asked for: it calls done with the
 // answer, before it returns or in another goroutine, for which others wait
-// meanwhile.
-func (e *Engine) resolve(q question, done func(*dns.Msg)) {
-	k := q.key()
-	res := e.cache.get(k, func(found func(*result)) { e.ask(k, found) }, func(res *result) { e.settle(q, res, 0, done) })
+// meanwhile. changes is how often that was begun before.
+func (e *Engine) resolve(q question, changes int, done leave) {
+	k, life := q.key(), e.set.Life() // before the cache, which forgets first
+	res := e.cache.get(k, func(found func(*result)) { e.ask(k, found) }, func(res *result) { e.settle(q, res, life, changes, done) })
 	if res != nil {
 		e.cached.Add(1)
-		e.settle(q, res, 0, done)
+		e.settle(q, res, life, changes, done)
 	}
 }
 
 // settle calls done with the answer that a result leads to, once its addresses
 // are open. Meanwhile the lists may change: those count that are in force when
-// the answer leaves. changes is how often they have.
-func (e *Engine) settle(q question, res *result, changes int, done func(*dns.Msg)) {
-	if changes == maxChanges {
+// the answer leaves. If what was learned is forgotten, the question is asked
+// anew. changes is how often either has happened.
+func (e *Engine) settle(q question, res *result, life learned.Life, changes int, done leave) {
+	if changes >= maxChanges {
 		const why = "the lists of names keep changing"
 		e.report(q, names.Failed, why, nil)
-		done(q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why))
+		done(q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why), life)
 		return
 	}
 	l := e.lists.Load()
@@ -307,14 +312,20 @@ func (e *Engine) settle(q question, res *result, changes int, done func(*dns.Msg
 		m = e.objection(q, l, res)
 	}
 	if m != nil {
-		done(m)
+		done(m, life)
 		return
 	}
 	then := func(err error) {
-		if m, ok := e.answer(q, l, v, res, err); ok {
-			done(m)
-		} else {
-			e.settle(q, res, changes+1, done)
+		if errors.Is(err, learned.ErrForgotten) {
+			e.resolve(q, changes+1, done)
+			return
+		}
+		m, ok := e.answer(q, l, v, res, err)
+		switch {
+		case !ok:
+			e.settle(q, res, life, changes+1, done)
+		case !e.set.Leave(life, func() { done(m, life) }):
+			e.resolve(q, changes+1, done)
 		}
 	}
 	if v == seen || len(res.addrs) == 0 {
@@ -326,20 +337,20 @@ func (e *Engine) settle(q question, res *result, changes int, done func(*dns.Msg
 	for i, a := range res.addrs {
 		answers[i] = learned.Answer{Addr: a, TTL: ttl}
 	}
-	e.set.LearnThen(q.name, answers, then)
+	e.set.LearnThen(life, q.name, answers, then)
 }
 
 // atOnce is the answer from the cache where that waits for nobody: its
 // addresses are in the firewall for long enough. It is nil if there is more to
-// do.
-func (e *Engine) atOnce(q question, l *lists, v verdict) *dns.Msg {
+// do. life was the present one before.
+func (e *Engine) atOnce(q question, l *lists, v verdict, life learned.Life) *dns.Msg {
 	res := e.cache.peek(q.key())
 	if res == nil || len(res.hidden) > 0 { // about which files say more
 		return nil
 	}
 	m := e.objection(q, l, res)
 	if m == nil {
-		if v == open && len(res.addrs) > 0 && !e.set.TryLearn(q.name, res.addrs, time.Duration(res.left(time.Now()))*time.Second) {
+		if v == open && len(res.addrs) > 0 && !e.set.TryLearn(life, q.name, res.addrs, time.Duration(res.left(time.Now()))*time.Second) {
 			return nil
 		}
 		var ok bool

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"github.com/terok-ai/terok-box/applets/internal/learned"
 )
 
 const (
@@ -53,12 +56,12 @@ func (e *Engine) serveUDP(ctx context.Context) error {
 		q, m, ok := read(buf[:n], false)
 		if ok {
 			var v verdict
-			l := e.lists.Load()
+			l, life := e.lists.Load(), e.set.Life()
 			if m, v = e.decide(l, q); m == nil {
-				m = e.atOnce(q, l, v)
-			}
-			if m == nil {
-				e.later(ctx, q, from)
+				m = e.atOnce(q, l, v, life)
+				if m == nil || !e.set.Leave(life, func() { e.sendUDP(q.packInto(out, m), from) }) {
+					e.later(ctx, q, from)
+				}
 				continue
 			}
 		}
@@ -87,7 +90,7 @@ func (e *Engine) later(ctx context.Context, q question, from netip.AddrPort) {
 	default:
 		return // as if it had been lost: it will be asked again
 	}
-	e.resolve(q, func(m *dns.Msg) {
+	e.resolve(q, 0, func(m *dns.Msg, _ learned.Life) {
 		<-slots
 		if ctx.Err() == nil { // else whoever serves next is asked again
 			e.sendUDP(q.pack(m), from)
@@ -188,15 +191,15 @@ func (e *Engine) serveTCP(ctx context.Context) error {
 }
 
 // converse answers the questions of one connection in their order.
-func (e *Engine) converse(ctx context.Context, conn net.Conn, used func(busy bool)) {
+func (e *Engine) converse(ctx context.Context, conn *net.TCPConn, used func(busy bool)) {
 	buf := make([]byte, maxQuery+1)
 	for {
-		conn.SetDeadline(time.Now().Add(idleTime))
+		_ = conn.SetDeadline(time.Now().Add(idleTime)) // fails when it is closed
 		var size [2]byte
 		if _, err := io.ReadFull(conn, size[:1]); err != nil {
 			return
 		}
-		conn.SetDeadline(time.Now().Add(readTime))
+		_ = conn.SetDeadline(time.Now().Add(readTime))
 		if _, err := io.ReadFull(conn, size[1:]); err != nil {
 			return
 		}
@@ -209,28 +212,65 @@ func (e *Engine) converse(ctx context.Context, conn net.Conn, used func(busy boo
 		}
 		used(true)
 		q, m, ok := read(buf[:n], true)
-		if ok {
-			m = e.wait(ctx, q)
-		}
-		if m == nil {
-			return
-		}
-		b := q.pack(m)
-		if b == nil {
-			return
-		}
-		conn.SetDeadline(time.Now().Add(writeTime))
-		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)); err != nil {
-			return
+		for begun := false; !begun; {
+			life := e.set.Life()
+			if ok {
+				m, life = e.wait(ctx, q)
+			}
+			if m == nil {
+				return
+			}
+			b := q.pack(m)
+			if b == nil {
+				return
+			}
+			var err error
+			if begun, err = e.sendTCP(conn, life, append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)); err != nil {
+				return
+			}
 		}
 		used(false)
 	}
 }
 
+// sendTCP has an answer leave in the life in which its addresses were learned.
+// begun is false if that was over before; if it ends later, that is an error.
+func (e *Engine) sendTCP(conn *net.TCPConn, life learned.Life, b []byte) (begun bool, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	_ = conn.SetDeadline(time.Now().Add(writeTime))
+	var failed error
+	err = raw.Write(func(fd uintptr) bool {
+		for len(b) > 0 {
+			var n int
+			var err error
+			if !e.set.Leave(life, func() { n, err = unix.Write(int(fd), b) }) { // which does not block
+				if begun {
+					failed = learned.ErrForgotten
+				}
+				return true
+			}
+			switch {
+			case err == nil:
+				begun, b = true, b[n:]
+			case errors.Is(err, unix.EAGAIN):
+				return false
+			case !errors.Is(err, unix.EINTR):
+				failed = err
+				return true
+			}
+		}
+		return true
+	})
+	return begun, errors.Join(err, failed)
+}
+
 // wait answers a question however long it takes, up to answerTime.
-func (e *Engine) wait(ctx context.Context, q question) *dns.Msg {
+func (e *Engine) wait(ctx context.Context, q question) (*dns.Msg, learned.Life) {
 	if m, _ := e.decide(e.lists.Load(), q); m != nil {
-		return m
+		return m, e.set.Life()
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -241,14 +281,18 @@ func (e *Engine) wait(ctx context.Context, q question) *dns.Msg {
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
 	case <-ctx.Done():
-		return nil
+		return nil, 0
 	}
-	done := make(chan *dns.Msg, 1)
-	e.resolve(q, func(m *dns.Msg) { done <- m })
+	type answer struct {
+		m    *dns.Msg
+		life learned.Life
+	}
+	done := make(chan answer, 1)
+	e.resolve(q, 0, func(m *dns.Msg, life learned.Life) { done <- answer{m, life} })
 	select {
-	case m := <-done:
-		return m
+	case a := <-done:
+		return a.m, a.life
 	case <-ctx.Done():
-		return nil
+		return nil, 0
 	}
 }

@@ -41,6 +41,7 @@ const (
 	Up         = "shield_up"
 	Down       = "shield_down"
 	Quarantine = "shield_quarantine"
+	Reset      = "shield_reset"
 	Blocked    = "blocked"
 )
 

@@ -48,8 +48,8 @@ type engine struct {
 	learned *learned.Set
 	journal *journal
 	watch   watchers
-	again   chan chan error // asks the goroutine that runs dnsmasq to start it again
-	done    chan struct{}   // everything has ended
+	again   chan restart  // asks the goroutine that runs dnsmasq to start it again
+	done    chan struct{} // everything has ended
 
 	changing sync.Mutex // held while lists are read and put into force
 
@@ -57,6 +57,12 @@ type engine struct {
 	rules    *rules
 	conf     confID // of dnsmasq.conf as it was when dnsmasq was started last
 	restarts int
+}
+
+// restart is a request to start dnsmasq again.
+type restart struct {
+	between func() error // done while none runs; nil: nothing
+	reply   chan error
 }
 
 // confID tells whether a file was replaced or changed.
@@ -89,7 +95,7 @@ func newEngine(r tier.Resources) (*engine, error) {
 	}
 	e := &engine{
 		Resources: r, program: program, ours: format > 0, rules: rules,
-		again: make(chan chan error), done: make(chan struct{}),
+		again: make(chan restart), done: make(chan struct{}),
 	}
 	e.journal = newJournal(r.Bundle.Path(), e)
 	return e, nil
@@ -199,7 +205,7 @@ func (e *engine) supervise(ctx context.Context, c *child) {
 			if err != nil {
 				e.silent(ctx, err)
 			}
-		case reply := <-e.again:
+		case r := <-e.again:
 			retry.Stop()
 			g := e.openGap(ctx)
 			if c != nil {
@@ -208,13 +214,17 @@ func (e *engine) supervise(ctx context.Context, c *child) {
 				}
 				c.stop()
 			}
+			var betweenErr error
+			if r.between != nil {
+				betweenErr = r.between()
+			}
 			err := launch()
 			if err != nil {
 				g.drop()
 			} else {
 				g.relay(ctx)
 			}
-			reply <- err
+			r.reply <- errors.Join(betweenErr, err)
 		}
 	}
 }
@@ -226,11 +236,12 @@ func (e *engine) silent(ctx context.Context, err error) {
 	}
 }
 
-// restart starts dnsmasq again with the configuration that is there now.
-func (e *engine) restart(ctx context.Context) error {
+// restart starts dnsmasq again with the configuration that is there now, and
+// has something done while none runs, unless that is nil.
+func (e *engine) restart(ctx context.Context, between func() error) error {
 	reply := make(chan error, 1)
 	select {
-	case e.again <- reply:
+	case e.again <- restart{between, reply}:
 	case <-e.done:
 		return errors.New("dnsmasq: the engine has ended")
 	case <-ctx.Done():
@@ -338,7 +349,7 @@ func (e *engine) Reload(ctx context.Context) (change names.Change, err error) {
 	change.Allowed, change.Denied = r.names.Len()
 	// SIGHUP does not make dnsmasq read its configuration again. If it does
 	// not start, what is no longer allowed must be closed all the same.
-	restartErr := e.restart(ctx)
+	restartErr := e.restart(ctx, nil)
 	removed, err := e.closeOthers(ctx)
 	for _, a := range removed {
 		change.Removed = append(change.Removed, a.String())
@@ -346,6 +357,22 @@ func (e *engine) Reload(ctx context.Context) (change names.Change, err error) {
 	_, kernelErr := e.NFT.Learned()
 	change.Enforced = !errors.Is(kernelErr, nft.ErrNotLearning) || !e.ours
 	return change, errors.Join(restartErr, err)
+}
+
+// Forget implements names.Service. dnsmasq is started again, without what it
+// has remembered: between the two nobody answers, so that what is closed then is
+// not what an answer that leaves later relies on.
+func (e *engine) Forget(ctx context.Context) (removed []netip.Addr, err error) {
+	e.changing.Lock()
+	defer e.changing.Unlock()
+	err = e.restart(ctx, func() (err error) {
+		ctx := context.WithoutCancel(ctx) // not half of it
+		endErr := end(ctx, e.Bundle)      // those it has forked for TCP answer, too
+		e.journal.catchUp(ctx)            // or what they have opened would be taken for new
+		removed, err = e.learned.Forget(ctx)
+		return errors.Join(endErr, err)
+	})
+	return removed, err
 }
 
 // closeOthers closes every learned address that no allowed name is known to
@@ -440,7 +467,7 @@ func (e *engine) adopt(ctx context.Context) {
 		e.mu.Unlock()
 	}
 	if err == nil {
-		err = e.restart(ctx)
+		err = e.restart(ctx, nil)
 	}
 	if err == nil {
 		_, err = e.closeOthers(ctx)
@@ -501,6 +528,9 @@ func (k *kernel) Learn(all []nft.Learned) error { return k.count(k.Conn.Learn(al
 
 // Forget counts.
 func (k *kernel) Forget(addrs []netip.Addr) error { return k.count(k.Conn.Forget(addrs)) }
+
+// ForgetAll counts.
+func (k *kernel) ForgetAll() error { return k.count(k.Conn.ForgetAll()) }
 
 func (k *kernel) count(err error) error {
 	k.mu.Lock()

@@ -429,6 +429,78 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// What is forgotten is closed, also what only dnsmasq knows of, and so is what
+// it remembers: the next question is asked upstream, and its answer opens what
+// it has. Meanwhile every name is answered, and every answer is open.
+func TestForget(t *testing.T) {
+	w := newWorld(t, []string{"example.com", "shared.test"}, nil, map[string][]string{
+		"example.com": {"A 11.0.0.1"}, "shared.test": {"A 11.0.0.2"},
+	})
+	e, _ := w.run(t)
+	for _, name := range []string{"example.com", "shared.test"} {
+		w.answer(t, name, dns.TypeA)
+	}
+	kerneltest.NFT(t, w.ns, "", "add", "element", "inet", "terok_shield", "learned_v4", "{ 11.0.0.99 }")
+	stop, failures := make(chan struct{}), make(chan error)
+	go func() {
+		defer close(failures)
+		for {
+			_, err := w.exchange("shared.test", dns.TypeA, time.Second)
+			if errors.Is(err, os.ErrDeadlineExceeded) { // an answer that the old one waited for
+				_, err = w.exchange("shared.test", dns.TypeA, time.Second)
+			}
+			if err != nil {
+				failures <- err
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	w.mu.Lock()
+	w.zone["example.com"], w.asked = []string{"A 11.0.0.11"}, nil
+	w.mu.Unlock()
+	removed, err := e.Forget(t.Context())
+	want := []netip.Addr{netip.MustParseAddr("11.0.0.1"), netip.MustParseAddr("11.0.0.2"), netip.MustParseAddr("11.0.0.99")}
+	if !slices.Equal(removed, want) || err != nil {
+		t.Errorf("forgot %v, %v", removed, err)
+	}
+	close(stop)
+	for err := range failures {
+		t.Errorf("meanwhile: %v", err)
+	}
+	if got := w.open(t); slices.Contains(got, "11.0.0.1") || slices.Contains(got, "11.0.0.99") {
+		t.Errorf("open are %v", got)
+	}
+	if w.wasAsked("example.com") {
+		t.Error("asked for by nobody")
+	}
+	for name, want := range map[string]string{"example.com": "11.0.0.11", "shared.test": "11.0.0.2"} {
+		if got := w.answer(t, name, dns.TypeA); got != want || !w.wasAsked(name) {
+			t.Errorf("%s is %s", name, got)
+		}
+		if !slices.Contains(w.open(t), want) {
+			t.Errorf("%s was handed out and is closed", want)
+		}
+	}
+	// The engine keeps open what is open now, and nothing of before.
+	until(t, "what the log says", func() bool { return e.Addresses("example.com") != nil && e.Addresses("shared.test") != nil })
+	if diff := cmp.Diff([]string{"11.0.0.11", "11.0.0.2"}, w.open(t)); diff != "" {
+		t.Error(diff)
+	}
+	if s := e.Status(); s.Restarts != 0 || s.Learned != 2 || len(running(t, w.b)) != 1 {
+		t.Errorf("%+v, processes %v", s, running(t, w.b))
+	}
+
+	// Where there are no sets there is nothing to close.
+	kerneltest.NFT(t, w.ns, "", "delete", "table", "inet", "terok_shield")
+	if removed, err := e.Forget(t.Context()); err != nil || len(removed) != 0 {
+		t.Errorf("%v, %v", removed, err)
+	}
+}
+
 // An answer renews its address, though dnsmasq adds it again to no effect.
 func TestCachedAnswersRefresh(t *testing.T) {
 	w := newWorld(t, []string{"example.com"}, nil, map[string][]string{"example.com": {"A 11.0.0.1"}})

@@ -208,7 +208,7 @@ func (j *journal) opened(ctx context.Context, name string, addrs []netip.Addr) {
 		for _, a := range addrs {
 			answers = append(answers, learned.Answer{Addr: a, TTL: maxTTL})
 		}
-		err = e.learned.Learn(ctx, name, answers)
+		err = e.learned.Learn(ctx, e.learned.Life(), name, answers)
 	}
 	if err == nil {
 		return

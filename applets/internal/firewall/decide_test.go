@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/terok-ai/terok-box/applets/internal/audit"
+	"github.com/terok-ai/terok-box/nl/kerneltest"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nft"
 	"github.com/terok-ai/terok-box/nl/ruleset"
@@ -41,6 +42,7 @@ type engine struct {
 	fail     error // of Reload
 	quiet    bool  // the firewall takes no addresses
 	removed  []string
+	forgets  int
 	answered map[string][]netip.Addr
 }
 
@@ -70,6 +72,16 @@ func (e *engine) Reload(context.Context) (names.Change, error) {
 	open, err3 := e.b.Open()
 	e.live, e.denied, e.open = live, denied, append(e.open, open)
 	return names.Change{Removed: slices.Clone(e.removed), Enforced: !e.quiet}, errors.Join(err1, err2, err3)
+}
+
+func (e *engine) Forget(context.Context) (all []netip.Addr, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.forgets++
+	for _, s := range e.removed {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	return all, e.fail
 }
 
 func (e *engine) set(f func(*engine)) {
@@ -377,6 +389,123 @@ func TestAllowWithoutProcess(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// The process of names forgets, and nothing else changes.
+func TestReset(t *testing.T) {
+	s := newShielded(t, "listed.test")
+	if err := errors.Join(s.b.SetLiveDomains([]string{"a.example.com"}), s.b.SetLiveAllowed([]netip.Prefix{netip.MustParsePrefix("203.0.113.9/32")})); err != nil {
+		t.Fatal(err)
+	}
+	if got := Execute(t.Context(), s.request(control.OpSync)); got.Error+got.Warning != "" {
+		t.Fatalf("%+v", got)
+	}
+	for i, removed := range [][]string{{"2001:db8::1", "203.0.113.5"}, nil} {
+		s.engine.set(func(e *engine) { e.removed = removed })
+		slices.Sort(removed)
+		slices.Reverse(removed) // 203… before 2001:…
+		if d := cmp.Diff(control.Response{Applied: removed}, Execute(t.Context(), s.request(control.OpReset)), cmpopts.EquateEmpty()); d != "" {
+			t.Errorf("(-want +got)\n%s", d)
+		}
+		s.engine.set(func(e *engine) {
+			if e.forgets != i+1 {
+				t.Errorf("forgotten %d times", e.forgets)
+			}
+		})
+		s.check(t, "a.example.com", "")
+	}
+	// It is the process that closes them.
+	if got := s.learned(t); !slices.Equal(got, []netip.Addr{learnt}) {
+		t.Errorf("learned %v", got)
+	}
+	if d := cmp.Diff([]string{"shield_reset|||addresses=2", "shield_reset|||addresses=0"}, s.log(t)); d != "" {
+		t.Errorf("audit (-want +got)\n%s", d)
+	}
+	if listing := Execute(t.Context(), s.request(control.OpRules)).Listing; !strings.Contains(listing, "203.0.113.9") {
+		t.Error("an address that was allowed by hand is closed")
+	}
+
+	if got := Execute(t.Context(), s.request(control.OpQuarantine)); got.Error+got.Warning != "" {
+		t.Fatalf("%+v", got)
+	}
+	if d := cmp.Diff(control.Response{}, Execute(t.Context(), s.request(control.OpReset)), cmpopts.EquateEmpty()); d != "" {
+		t.Errorf("in quarantine (-want +got)\n%s", d)
+	}
+	s.engine.set(func(e *engine) {
+		if e.forgets != 3 {
+			t.Errorf("the process remembers in quarantine: %d", e.forgets)
+		}
+	})
+}
+
+// Without the process the sets are emptied all the same. That is not enough
+// where it is there and remembers.
+func TestResetWithoutProcess(t *testing.T) {
+	none := func(s *shielded) {
+		if err := s.b.RemoveNamer(); err != nil {
+			panic(err)
+		}
+	}
+	for name, tt := range map[string]struct {
+		breakIt        func(*shielded)
+		error, warning string
+	}{
+		"silent": {func(s *shielded) { s.stop() }, "1 addresses that names had opened are closed, but the process", ""},
+		"broken": {func(s *shielded) { s.engine.set(func(e *engine) { e.fail = errors.New("the disk is full") }) }, "the disk is full", ""},
+		"dead": {func(s *shielded) {
+			s.stop()
+			n, err := s.b.Namer()
+			n.Start++
+			if err := errors.Join(err, s.b.SetNamer(n)); err != nil {
+				panic(err)
+			}
+		}, "", "is closed, and stays so until the container is restarted"},
+		"none": {none, "", "is not there"},
+		"static": {func(s *shielded) {
+			none(s)
+			if err := s.b.SetTier(bundle.Static); err != nil {
+				panic(err)
+			}
+		}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newShielded(t)
+			tt.breakIt(s)
+			got := Execute(t.Context(), s.request(control.OpReset))
+			if !strings.Contains(got.Error, tt.error) || !strings.Contains(got.Warning, tt.warning) || (got.Error == "") != (tt.error == "") || (got.Warning == "") != (tt.warning == "") {
+				t.Errorf("%+v", got)
+			}
+			if tt.error == "" && !slices.Equal(got.Applied, []string{learnt.String()}) {
+				t.Errorf("%+v", got)
+			}
+			if left := s.learned(t); len(left) > 0 {
+				t.Errorf("still open: %v", left)
+			}
+			if log := s.log(t); (len(log) == 0) != (tt.error != "") {
+				t.Errorf("audit: %q", log)
+			}
+		})
+	}
+}
+
+// Somebody's hand on the table keeps nothing open; without one there is nothing
+// to forget.
+func TestResetOfAnotherFirewall(t *testing.T) {
+	s := newShielded(t)
+	s.stop()
+	if err := errors.Join(s.b.RemoveNamer(), s.b.SetTier(bundle.Static)); err != nil {
+		t.Fatal(err)
+	}
+	kerneltest.NFT(t, s.ns, "", "insert", "rule", "inet", "terok_shield", "output", "meta", "skuid", "0", "accept")
+	got := Execute(t.Context(), s.request(control.OpReset))
+	if got.Error != "" || !strings.Contains(got.Warning, "mend it with: terok-shield up demo") || !slices.Equal(got.Applied, []string{learnt.String()}) || len(s.learned(t)) > 0 {
+		t.Errorf("%+v; open are %v", got, s.learned(t))
+	}
+	kerneltest.NFT(t, s.ns, "", "delete", "table", "inet", "terok_shield")
+	if got := Execute(t.Context(), s.request(control.OpReset)); got.Error != errNoTable.Error() {
+		t.Errorf("%+v", got)
 	}
 }
 

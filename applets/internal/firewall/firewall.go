@@ -186,6 +186,13 @@ func (f *Firewall) perform(ctx context.Context, req control.Request, resp *contr
 			return err
 		}
 		return f.change(ctx, req, resp)
+	case control.OpReset:
+		if err := f.settle(ctx); err != nil { // what closes does so all the same
+			f.warnings = append(f.warnings, err)
+		}
+		if resp.Applied, err = f.reset(ctx); err == nil {
+			f.record(nil, audit.Entry{Action: audit.Reset, Detail: fmt.Sprintf("addresses=%d", len(resp.Applied))})
+		}
 	case control.OpSync:
 		if err = f.sync(ctx); err == nil {
 			resp.Applied, err = f.learned()

@@ -13,6 +13,7 @@ import (
 	"github.com/terok-ai/terok-box/applets/internal/policy"
 	"github.com/terok-ai/terok-box/nl/conntrack"
 	"github.com/terok-ai/terok-box/nl/nft"
+	"github.com/terok-ai/terok-box/nl/ruleset"
 	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
 	"github.com/terok-ai/terok-box/wire/names"
@@ -28,6 +29,9 @@ const (
 	// emergencyTimeout is what a quarantine, which is in force by then, waits.
 	emergencyTimeout = time.Second
 	maxShown         = 5 // names that a warning lists
+	// maxForgotten is more addresses than a resolver puts into another system's
+	// sets; of a range with more the first ones are shown.
+	maxForgotten = 16384
 )
 
 // ExecuteNames carries out an allow or deny of names alone, for which the
@@ -105,12 +109,11 @@ func (f *Firewall) reload(ctx context.Context, of []policy.Target) (change names
 	defer cancel()
 	c, err := f.namer(ctx)
 	if errors.Is(err, errNoNamer) {
-		tier, err1 := f.bundle.Tier()
-		format, err2 := f.bundle.RulesetFormat()
-		if err := errors.Join(err1, err2); err != nil {
+		ok, err := f.namerless()
+		if err != nil {
 			return change, nil, err
 		}
-		if tier == bundle.Static || tier == "" || format == 0 {
+		if ok {
 			return names.Change{Enforced: true}, nil, nil
 		}
 	}
@@ -129,6 +132,13 @@ func (f *Firewall) reload(ctx context.Context, of []policy.Target) (change names
 		addrs = append(addrs, got...)
 	}
 	return change, addrs, nil
+}
+
+// namerless reports whether the container may do without that process.
+func (f *Firewall) namerless() (bool, error) {
+	tier, err1 := f.bundle.Tier()
+	format, err2 := f.bundle.RulesetFormat()
+	return tier == bundle.Static || tier == "" || format == 0, errors.Join(err1, err2)
 }
 
 // reloadOrForget reloads, or if that fails closes every address that was
@@ -172,10 +182,16 @@ func (f *Firewall) forget() ([]netip.Addr, error) {
 	for i, l := range learned {
 		addrs[i] = l.Addr
 	}
+	f.cut(addrs)
+	return addrs, nil
+}
+
+// cut ends the connections to addresses. That it fails is a warning.
+func (f *Firewall) cut(addrs []netip.Addr) {
 	if len(addrs) == 0 || f.netns == nil {
-		return addrs, nil
+		return
 	}
-	err = f.netns.Do(func() error {
+	err := f.netns.Do(func() error {
 		track, err := conntrack.Dial()
 		if err != nil {
 			return err
@@ -186,7 +202,118 @@ func (f *Firewall) forget() ([]netip.Addr, error) {
 	if err != nil {
 		f.warnings = append(f.warnings, fmt.Errorf("connections that are open already may go on: %w", err))
 	}
-	return addrs, nil
+}
+
+// reset forgets what was learned because of names, and returns the addresses
+// that were closed. The process that finds them does so, which opens those of
+// the next answers again before these leave; without it the sets are emptied
+// here. Where another system's table has no sets of their own for them, its
+// allow sets are made what the files say.
+func (f *Firewall) reset(ctx context.Context) ([]string, error) {
+	state, have, why := f.State()
+	switch {
+	case state == ruleset.Offline:
+		return nil, errNoTable
+	case have != nil && foreign(have):
+		return nil, errForeign
+	case state == ruleset.Error:
+		f.warnings = append(f.warnings, fmt.Errorf("its firewall is in no known state (%w); mend it with: terok-shield up %s", why, f.container))
+	}
+	closed, err := f.forgetNames(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if have != nil && len(have.Sets) > 0 && have.Set(ruleset.Learned4) == nil {
+		more, err := f.forgetAllowed()
+		if err != nil {
+			return nil, err
+		}
+		closed = append(closed, more...)
+	}
+	slices.SortFunc(closed, netip.Addr.Compare)
+	out := make([]string, len(closed))
+	for i, a := range closed {
+		out[i] = a.String()
+	}
+	return out, nil
+}
+
+// forgetNames has the process forget, or empties the learned sets.
+func (f *Firewall) forgetNames(ctx context.Context) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
+	defer cancel()
+	c, err := f.namer(ctx)
+	if err == nil {
+		var closed []netip.Addr
+		closed, err = c.Forget(ctx)
+		c.Close()
+		if err == nil {
+			return closed, nil
+		}
+	}
+	none := errors.Is(err, errNoNamer)
+	closed, forgetErr := f.forget()
+	if forgetErr != nil {
+		return nil, errors.Join(err, forgetErr)
+	}
+	if none {
+		if ok, err := f.namerless(); ok || err != nil {
+			return closed, err
+		}
+	}
+	n, nErr := f.bundle.Namer()
+	if nErr == nil && !n.Alive() { // so it remembers nothing
+		f.warnings = append(f.warnings, fmt.Errorf("%w; what names had opened is closed, and stays so until the container is restarted", err))
+		return closed, nil
+	}
+	return nil, fmt.Errorf("%d addresses that names had opened are closed, but the process that finds them has not forgotten them and may open them again (%w): restart the container", len(closed), errors.Join(err, nErr))
+}
+
+// forgetAllowed takes the addresses that would expire out of the allow sets, and
+// returns them. Since what expires is left to whoever has put it there, it is
+// made permanent, and then what no file knows of.
+func (f *Firewall) forgetAllowed() ([]netip.Addr, error) {
+	have, err := f.conn.List()
+	if err != nil || have == nil {
+		return nil, err
+	}
+	p, err := f.policy()
+	if err != nil {
+		return nil, err
+	}
+	want := p.into(have)
+	permanent := *want
+	permanent.Sets = slices.Clone(want.Sets)
+	var closed []netip.Addr
+	for i, s := range have.Sets {
+		for _, e := range s.Elements {
+			if e.Expires == 0 {
+				continue
+			}
+			for a := e.From; len(closed) < maxForgotten; a = a.Next() {
+				closed = append(closed, a)
+				if a == e.To {
+					break
+				}
+			}
+			set := &permanent.Sets[i]
+			set.Elements = append(slices.Clone(set.Elements), ruleset.Element{Range: e.Range, Timeout: ruleset.Permanent})
+		}
+	}
+	if len(closed) == 0 {
+		return nil, nil
+	}
+	if err := f.bundle.SetUnsettled(true); err != nil {
+		return nil, err
+	}
+	if err := f.conn.Apply(&permanent); err != nil {
+		return nil, err
+	}
+	if err := f.conn.Apply(want); err != nil {
+		return nil, err // unsettled: the next command makes the sets what the files say
+	}
+	f.cut(closed)
+	return closed, f.bundle.SetUnsettled(false)
 }
 
 // unlisted makes known whether names on no list are to be resolved, because

@@ -47,7 +47,7 @@ func TestQuarantineAndUpAgain(t *testing.T) {
 	}
 	defer s.Close()
 	ask := func() error {
-		return s.Learn(t.Context(), "example.com", []Answer{{netip.MustParseAddr("203.0.113.1"), time.Minute}})
+		return s.Learn(t.Context(), s.Life(), "example.com", []Answer{{netip.MustParseAddr("203.0.113.1"), time.Minute}})
 	}
 	open := func() int {
 		t.Helper()
@@ -112,7 +112,7 @@ func BenchmarkLearn(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				for i := 0; pb.Next(); i++ {
 					a := netip.AddrFrom4([4]byte{203, 0, byte(i % pool >> 8), byte(i % pool)})
-					if err := s.Learn(b.Context(), "example.com", []Answer{{a, time.Second}}); err != nil {
+					if err := s.Learn(b.Context(), s.Life(), "example.com", []Answer{{a, time.Second}}); err != nil {
 						b.Error(err)
 						return
 					}

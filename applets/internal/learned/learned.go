@@ -10,10 +10,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/terok-ai/terok-box/nl/nft"
@@ -42,8 +44,11 @@ const (
 	checkEvery = 10 * time.Millisecond
 )
 
-// ErrNotAllowed says that a name was taken off the lists meanwhile.
-var ErrNotAllowed = errors.New("the name is no longer allowed")
+// Errors of Learn besides those of the firewall.
+var (
+	ErrNotAllowed = errors.New("the name is no longer allowed") // was taken off the lists meanwhile
+	ErrForgotten  = errors.New("what was learned has been forgotten since it was asked for")
+)
 
 var (
 	errClosed = errors.New("the set of learned addresses is closed")
@@ -54,6 +59,7 @@ var (
 type Kernel interface {
 	Learn([]nft.Learned) error
 	Forget([]netip.Addr) error
+	ForgetAll() error
 	Learned() ([]nft.Learned, error)
 	Generation() (uint32, error)
 }
@@ -72,15 +78,22 @@ type Answer struct {
 	TTL  time.Duration // as handed out, at most MaxTTL
 }
 
+// Life is the time between two Forgets. Whoever asks for addresses notes it
+// before, and learns and hands them out in the same one.
+type Life uint64
+
 // Set is the learned addresses of one container.
 //
-//	           Learn                      Retain, eviction
+//	           Learn                  Retain, Forget, eviction
 //	unknown ──────────► in the firewall ───────────────────► unknown
 //	   ▲                  │         ▲
 //	   └── timeout ───────┘         └── found there at the start, owner unknown
 type Set struct {
 	o    Options
 	done chan struct{} // closed, and nobody changes the firewall any more
+
+	life    atomic.Uint64 // a Life; changes with mu and leaving locked
+	leaving sync.RWMutex  // read-locked while an answer leaves; whoever holds it never takes mu
 
 	mu         sync.Mutex
 	closed     bool
@@ -108,11 +121,14 @@ type entry struct {
 	owners  []string // of more than maxOwners, the first ones
 }
 
-// op is a change of the firewall; Learn, or Retain if it has no answers.
+// op is a change of the firewall; Learn, or Retain or Forget if it has no
+// answers.
 type op struct {
+	life    Life
 	name    string
 	answers []Answer
-	removed []netip.Addr // what Retain has closed
+	all     bool         // Forget
+	removed []netip.Addr // what Retain or Forget has closed
 	err     error
 	carried bool        // out; err and removed are what came of it
 	then    func(error) // called then
@@ -157,12 +173,28 @@ func (s *Set) Close() error {
 // lifetime is how long an address stays in the firewall.
 func lifetime(ttl time.Duration) time.Duration { return ttl + extra }
 
+// Life is the present one.
+func (s *Set) Life() Life { return Life(s.life.Load()) }
+
+// Leave calls f, by which an answer leaves, unless the life is over in which
+// its addresses were learned, and reports whether it has. Nothing is forgotten
+// meanwhile, so f must wait for nothing, least of all for s.
+func (s *Set) Leave(life Life, f func()) bool {
+	s.leaving.RLock()
+	defer s.leaving.RUnlock()
+	if s.Life() != life {
+		return false
+	}
+	f()
+	return true
+}
+
 // Learn returns when all the addresses can be reached, for a minute longer
-// than their TTL at least. Those that are there for long enough anyway cost
-// nothing.
-func (s *Set) Learn(ctx context.Context, name string, answers []Answer) error {
+// than their TTL at least, or until the life is over, in which they were asked
+// for. Those that are there for long enough anyway cost nothing.
+func (s *Set) Learn(ctx context.Context, life Life, name string, answers []Answer) error {
 	done := make(chan error, 1)
-	s.LearnThen(name, slices.Clone(answers), func(err error) { done <- err })
+	s.LearnThen(life, name, slices.Clone(answers), func(err error) { done <- err })
 	select {
 	case err := <-done:
 		return err
@@ -174,7 +206,7 @@ func (s *Set) Learn(ctx context.Context, name string, answers []Answer) error {
 // LearnThen is Learn that has then called instead of returning: before it
 // returns, or in another goroutine, for which others wait meanwhile. answers
 // must not be changed any more.
-func (s *Set) LearnThen(name string, answers []Answer, then func(error)) {
+func (s *Set) LearnThen(life Life, name string, answers []Answer, then func(error)) {
 	for _, a := range answers {
 		if a.TTL > MaxTTL {
 			then(fmt.Errorf("learn %s: a TTL of %v; at most %v is possible", name, a.TTL, MaxTTL))
@@ -188,6 +220,10 @@ func (s *Set) LearnThen(name string, answers []Answer, then func(error)) {
 		s.mu.Unlock()
 		then(errClosed)
 		return
+	case s.Life() != life:
+		s.mu.Unlock()
+		then(fmt.Errorf("learn %s: %w", name, ErrForgotten))
+		return
 	case s.allowed != nil && !s.allowed(name):
 		s.mu.Unlock()
 		then(fmt.Errorf("learn %s: %w", name, ErrNotAllowed))
@@ -195,7 +231,7 @@ func (s *Set) LearnThen(name string, answers []Answer, then func(error)) {
 	}
 	s.check(now)
 	if slices.ContainsFunc(answers, func(a Answer) bool { return !s.fresh(a, now) }) {
-		s.submit(&op{name: name, answers: answers, then: then}) // unlocks
+		s.submit(&op{life: life, name: name, answers: answers, then: then}) // unlocks
 		return
 	}
 	for _, a := range answers {
@@ -208,13 +244,13 @@ func (s *Set) LearnThen(name string, answers []Answer, then func(error)) {
 // TryLearn is Learn where that does not wait for a transaction: where all the
 // addresses can be reached for long enough already. If it reports false it has
 // done nothing.
-func (s *Set) TryLearn(name string, addrs []netip.Addr, ttl time.Duration) bool {
+func (s *Set) TryLearn(life Life, name string, addrs []netip.Addr, ttl time.Duration) bool {
 	if ttl > MaxTTL {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.allowed != nil && !s.allowed(name) {
+	if s.closed || s.Life() != life || s.allowed != nil && !s.allowed(name) {
 		return false
 	}
 	now := time.Now()
@@ -307,8 +343,27 @@ func (s *Set) Retain(ctx context.Context, allowed func(name string) bool) ([]net
 		return nil, errClosed
 	}
 	s.allowed = allowed
+	return s.shut(ctx, &op{}) // unlocks
+}
+
+// Forget closes every address, whoever has opened it, ends the connections to
+// it, and returns those addresses, sorted. A life ends with it: what was asked
+// for before is not learned any more, and no answer of before leaves. Which
+// names were answered with which addresses is still known.
+func (s *Set) Forget(ctx context.Context) ([]netip.Addr, error) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, errClosed
+	}
+	return s.shut(ctx, &op{all: true}) // unlocks
+}
+
+// shut has an op carried out that closes addresses. It is called with the lock
+// held and returns without.
+func (s *Set) shut(ctx context.Context, o *op) ([]netip.Addr, error) {
 	done := make(chan error, 1)
-	o := &op{then: func(err error) { done <- err }}
+	o.then = func(err error) { done <- err }
 	s.submit(o) // unlocks
 	select {
 	case err := <-done:
@@ -382,7 +437,11 @@ func (s *Set) commit(own *op) {
 		if s.queue[0].answers == nil {
 			o := s.queue[0]
 			s.queue = s.queue[1:]
-			s.retain(o) // unlocks
+			if o.all {
+				s.empty(o) // unlocks
+			} else {
+				s.retain(o) // unlocks
+			}
 			finish([]*op{o})
 			s.mu.Lock()
 			continue
@@ -432,7 +491,11 @@ func (s *Set) learn(batch []*op) {
 	now := time.Now()
 	add := make(map[netip.Addr]nft.Learned) // without a timeout: is there for long enough
 	for _, o := range batch {
-		if s.allowed != nil && !s.allowed(o.name) {
+		switch {
+		case s.Life() != o.life:
+			o.err = fmt.Errorf("learn %s: %w", o.name, ErrForgotten)
+			continue
+		case s.allowed != nil && !s.allowed(o.name):
 			o.err = fmt.Errorf("learn %s: %w", o.name, ErrNotAllowed)
 			continue
 		}
@@ -630,6 +693,12 @@ func (s *Set) retain(o *op) {
 	} else {
 		s.transactions(func() error { return err }, len(o.removed))
 	}
+	s.cut(o, err)
+}
+
+// cut ends the connections to what an op has removed from the firewall, or was
+// to: err is what came of that.
+func (s *Set) cut(o *op, err error) {
 	if err != nil {
 		o.err = fmt.Errorf("close what names had opened: %w", err)
 	}
@@ -644,6 +713,33 @@ func (s *Set) retain(o *op) {
 	s.mu.Lock()
 	s.committing = false
 	s.mu.Unlock()
+}
+
+// empty carries out a Forget op. It is called with the lock held and returns
+// without. From the moment on at which the new life begins nothing is taken to
+// be in the firewall, and what is learned then comes after this in the queue.
+func (s *Set) empty(o *op) {
+	s.known = false // what is in the firewall is looked at anew
+	s.leaving.Lock()
+	s.life.Add(1)
+	s.leaving.Unlock()
+	known := s.entries
+	s.entries, s.order = map[netip.Addr]*entry{}, soonest{}
+	s.mu.Unlock()
+
+	there, err := s.o.Kernel.Learned()
+	if err == nil {
+		for _, l := range there {
+			o.removed = append(o.removed, l.Addr)
+		}
+	} else {
+		o.removed = slices.Collect(maps.Keys(known))
+	}
+	slices.SortFunc(o.removed, netip.Addr.Compare)
+	if err = s.o.Kernel.ForgetAll(); errors.Is(err, nft.ErrNotLearning) {
+		o.removed, err = nil, nil // there is nothing to close
+	}
+	s.cut(o, err)
 }
 
 // suspect notes addresses that may still be open: the next Retain closes them.

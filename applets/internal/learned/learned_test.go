@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +35,7 @@ type fake struct {
 	refuse     netip.Addr
 	learns     int
 	slow       time.Duration
+	stuck      error // of ForgetAll
 	cut        []netip.Addr
 }
 
@@ -71,11 +74,28 @@ func (f *fake) Forget(addrs []netip.Addr) error {
 	return nil
 }
 
+func (f *fake) ForgetAll() error {
+	time.Sleep(f.slow)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.off {
+		return nft.ErrNotLearning
+	}
+	if f.stuck != nil {
+		return f.stuck
+	}
+	f.generation++
+	clear(f.until)
+	return nil
+}
+
 func (f *fake) Learned() (all []nft.Learned, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for a, t := range f.until {
-		all = append(all, nft.Learned{Addr: a, Timeout: time.Until(t)})
+		if left := time.Until(t); left > 0 {
+			all = append(all, nft.Learned{Addr: a, Timeout: left})
+		}
 	}
 	return all, nil
 }
@@ -138,7 +158,7 @@ func learn(t *testing.T, s *Set, name string, ttl time.Duration, to ...string) {
 	for _, a := range addrs(to...) {
 		answers = append(answers, Answer{a, ttl})
 	}
-	if err := s.Learn(t.Context(), name, answers); err != nil {
+	if err := s.Learn(t.Context(), s.Life(), name, answers); err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
 }
@@ -168,7 +188,7 @@ func TestReachableAsLongAsAnswered(t *testing.T) {
 func TestTTLTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSet(t, newFake(), Options{})
-		if err := s.Learn(t.Context(), "example.com", []Answer{{addrs("203.0.113.1")[0], 2 * time.Hour}}); err == nil {
+		if err := s.Learn(t.Context(), s.Life(), "example.com", []Answer{{addrs("203.0.113.1")[0], 2 * time.Hour}}); err == nil {
 			t.Error("an answer that is good for longer than its address can be reached")
 		}
 	})
@@ -205,7 +225,7 @@ func TestOneBadAddressFailsOnlyItsAnswer(t *testing.T) {
 		failed := map[int]bool{}
 		for i := range 50 {
 			wg.Go(func() {
-				err := s.Learn(t.Context(), "example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i))[0], time.Minute}})
+				err := s.Learn(t.Context(), s.Life(), "example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i))[0], time.Minute}})
 				if err != nil {
 					mu.Lock()
 					failed[i] = true
@@ -245,7 +265,7 @@ func TestRetain(t *testing.T) {
 			t.Error(d)
 		}
 		// Too late: asked for by the old lists, answered after the new ones.
-		err = s.Learn(t.Context(), "a.example.com", []Answer{{addrs("203.0.113.2")[0], time.Minute}})
+		err = s.Learn(t.Context(), s.Life(), "a.example.com", []Answer{{addrs("203.0.113.2")[0], time.Minute}})
 		if !errors.Is(err, ErrNotAllowed) {
 			t.Errorf("learned for a name that is not allowed: %v", err)
 		}
@@ -258,6 +278,154 @@ func TestRetain(t *testing.T) {
 	})
 }
 
+// What is forgotten is closed, whoever has opened it, and opened again by the
+// next answer, though it would have stayed for long enough. Whose the
+// addresses were is still known.
+func TestForget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.until[addrs("203.0.113.99")[0]] = time.Now().Add(time.Hour) // of an earlier life
+		s := newSet(t, f, Options{})
+		learn(t, s, "a.example.com", time.Hour, "203.0.113.1", "2001:db8::3")
+		f.until[addrs("203.0.113.98")[0]] = time.Now().Add(time.Hour) // somebody else's
+		before := s.Life()
+		removed, err := s.Forget(t.Context())
+		want := addrs("203.0.113.1", "203.0.113.98", "203.0.113.99", "2001:db8::3")
+		if d := cmp.Diff(want, removed, byValue); d != "" || err != nil {
+			t.Errorf("%v: %s", err, d)
+		}
+		if d := cmp.Diff(want, f.cut, byValue); d != "" {
+			t.Errorf("connections: %s", d)
+		}
+		if got, n, known := f.open(), s.Len(), s.Addresses("a.example.com"); len(got)+n+len(known) > 0 {
+			t.Errorf("open %v, %d, %v", got, n, known)
+		}
+		if got := s.Names(want[0]); len(got) != 1 || got[0].Name != "a.example.com" {
+			t.Errorf("names %v", got)
+		}
+
+		// What was asked for before is neither learned nor handed out.
+		if err := s.Learn(t.Context(), before, "a.example.com", []Answer{{want[0], time.Minute}}); !errors.Is(err, ErrForgotten) {
+			t.Errorf("learned from before: %v", err)
+		}
+		if s.TryLearn(before, "a.example.com", want[:1], time.Minute) || s.TryLearn(s.Life(), "a.example.com", want[:1], time.Minute) {
+			t.Error("taken for open")
+		}
+		if s.Leave(before, func() { t.Error("an answer of before leaves") }) {
+			t.Error("an answer of before has left")
+		}
+		learn(t, s, "a.example.com", time.Minute, "203.0.113.1")
+		if d := cmp.Diff(want[:1], f.open(), byValue); d != "" {
+			t.Error(d)
+		}
+		left := false
+		if !s.Leave(s.Life(), func() { left = true }) || !left {
+			t.Error("an answer of now does not leave")
+		}
+		if removed, err := s.Forget(t.Context()); err != nil || len(removed) != 1 {
+			t.Errorf("%v, %v", removed, err)
+		}
+		if removed, err := s.Forget(t.Context()); err != nil || len(removed) != 0 {
+			t.Errorf("%v, %v", removed, err)
+		}
+
+		// In quarantine there is nothing, and afterwards nothing comes back.
+		learn(t, s, "a.example.com", time.Minute, "203.0.113.1")
+		f.off = true
+		f.emptied()
+		if removed, err := s.Forget(t.Context()); err != nil || len(removed) != 0 {
+			t.Errorf("in quarantine: %v, %v", removed, err)
+		}
+		f.off = false
+		learn(t, s, "a.example.com", time.Minute, "203.0.113.1")
+
+		// What the firewall keeps is taken to be open until it lets go.
+		f.stuck = errors.New("stuck")
+		if _, err := s.Forget(t.Context()); !errors.Is(err, f.stuck) {
+			t.Errorf("%v", err)
+		}
+		f.stuck = nil
+		if removed, err := s.Retain(t.Context(), func(string) bool { return true }); err != nil || !slices.Equal(removed, want[:1]) {
+			t.Errorf("%v, %v", removed, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Forget(t.Context()); err == nil {
+			t.Error("forgotten after Close")
+		}
+	})
+}
+
+// Whatever is forgotten meanwhile: at the moment at which an answer leaves its
+// addresses can be reached, and after a Forget nothing is learned that was asked
+// for before it.
+func TestForgetWhileAnswering(t *testing.T) {
+	f := newFake()
+	s := newSet(t, f, Options{})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var left, again atomic.Int64
+	for i := range 8 {
+		wg.Go(func() {
+			all := addrs(fmt.Sprintf("203.0.113.%d", i%3), fmt.Sprintf("2001:db8::%d", i))
+			answers := []Answer{{all[0], time.Hour}, {all[1], time.Hour}}
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				life := s.Life()
+				if i%2 == 0 || !s.TryLearn(life, "example.com", all, time.Hour) {
+					if err := s.Learn(context.Background(), life, "example.com", answers); errors.Is(err, ErrForgotten) {
+						again.Add(1)
+						continue
+					} else if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				runtime.Gosched() // as between the firewall and the socket
+				ok := s.Leave(life, func() {
+					open := f.open()
+					for _, a := range all {
+						if !slices.Contains(open, a) {
+							t.Errorf("%s is handed out, and open are %v", a, open)
+						}
+					}
+				})
+				if ok {
+					left.Add(1)
+				} else {
+					again.Add(1)
+				}
+			}
+		})
+	}
+	for range 500 {
+		life := s.Life()
+		if _, err := s.Forget(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if s.Life() == life {
+			t.Error("the same life")
+		}
+		// Somebody gets an answer between two of them.
+		for before, start := left.Load(), time.Now(); left.Load() == before; runtime.Gosched() {
+			if time.Since(start) > 20*time.Second {
+				t.Fatal("no answer leaves any more")
+			}
+		}
+	}
+	close(stop)
+	wg.Wait()
+	t.Logf("%d answers left, %d were begun again", left.Load(), again.Load())
+	if again.Load() == 0 {
+		t.Error("nothing was forgotten while it was answered")
+	}
+}
+
 // A question that is under way while the lists change opens nothing.
 func TestRetainWhileLearning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -267,7 +435,7 @@ func TestRetainWhileLearning(t *testing.T) {
 		done := make(chan error, 2)
 		for i := range 2 { // the first is in a transaction, the second waits
 			go func() {
-				done <- s.Learn(context.Background(), "a.example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i+1))[0], time.Minute}})
+				done <- s.Learn(context.Background(), s.Life(), "a.example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i+1))[0], time.Minute}})
 			}()
 			synctest.Wait()
 		}
@@ -296,7 +464,7 @@ func TestSomebodyElseEmptiesTheSets(t *testing.T) {
 		f.off = true
 		f.emptied()
 		time.Sleep(2 * checkEvery)
-		err := s.Learn(t.Context(), "example.com", []Answer{{addrs("203.0.113.1")[0], time.Minute}})
+		err := s.Learn(t.Context(), s.Life(), "example.com", []Answer{{addrs("203.0.113.1")[0], time.Minute}})
 		if !errors.Is(err, nft.ErrNotLearning) {
 			t.Errorf("in quarantine: %v", err)
 		}
@@ -313,7 +481,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		s := newSet(t, f, Options{MaxAddrs: 100, MaxPairs: 200})
 		for i := range 5000 {
 			a := netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)})
-			if err := s.Learn(t.Context(), fmt.Sprintf("n%d.example.com", i%700), []Answer{{a, time.Minute}}); err != nil {
+			if err := s.Learn(t.Context(), s.Life(), fmt.Sprintf("n%d.example.com", i%700), []Answer{{a, time.Minute}}); err != nil {
 				t.Fatal(err)
 			}
 			if !f.until[a].After(time.Now()) {
@@ -378,7 +546,7 @@ func TestClose(t *testing.T) {
 		errs := make(chan error, 3)
 		for i := range 3 {
 			go func() {
-				errs <- s.Learn(context.Background(), "example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i))[0], time.Minute}})
+				errs <- s.Learn(context.Background(), s.Life(), "example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i))[0], time.Minute}})
 			}()
 			synctest.Wait()
 		}
@@ -388,7 +556,7 @@ func TestClose(t *testing.T) {
 		for range 3 {
 			<-errs // nobody waits for ever
 		}
-		if err := s.Learn(t.Context(), "example.com", nil); err == nil {
+		if err := s.Learn(t.Context(), s.Life(), "example.com", nil); err == nil {
 			t.Error("learned after Close")
 		}
 	})

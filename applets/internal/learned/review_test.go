@@ -118,7 +118,7 @@ func TestQuarantineIsAskedOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 200 {
 			wg.Go(func() {
-				err := s.Learn(t.Context(), "example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i))[0], time.Minute}})
+				err := s.Learn(t.Context(), s.Life(), "example.com", []Answer{{addrs(fmt.Sprintf("203.0.113.%d", i))[0], time.Minute}})
 				if !errors.Is(err, nft.ErrNotLearning) {
 					t.Error(err)
 				}
@@ -204,8 +204,14 @@ func TestRandomLife(t *testing.T) {
 							t.Fatalf("seed %d, step %d: %s is open for %v", seed, step, a, owners[a])
 						}
 					}
+				case 5:
+					was := f.open()
+					if removed, err := s.Forget(t.Context()); err != nil || !slices.Equal(removed, was) || len(f.open()) > 0 {
+						t.Fatalf("seed %d, step %d: %v of %v, %v; open are %v", seed, step, removed, was, err, f.open())
+					}
+					clear(owners)
 				default:
-					err := s.Learn(t.Context(), name, answers)
+					err := s.Learn(t.Context(), s.Life(), name, answers)
 					if allowed(name) != (err == nil) {
 						t.Fatalf("seed %d, step %d: %s: %v", seed, step, name, err)
 					}
@@ -242,7 +248,7 @@ func TestNothingIsOpenInQuarantine(t *testing.T) {
 		f.off = true
 		f.emptied()
 		time.Sleep(2 * checkEvery)
-		if err := s.Learn(t.Context(), "example.com", []Answer{{addrs("203.0.113.1")[0], time.Minute}}); !errors.Is(err, nft.ErrNotLearning) {
+		if err := s.Learn(t.Context(), s.Life(), "example.com", []Answer{{addrs("203.0.113.1")[0], time.Minute}}); !errors.Is(err, nft.ErrNotLearning) {
 			t.Error(err)
 		}
 		if n, got := s.Len(), s.Addresses("example.com"); n != 0 || len(got) != 0 {

@@ -140,6 +140,7 @@ func (s *service) Names(addr netip.Addr) []names.Name {
 }
 func (s *service) Addresses(string) []netip.Addr                { return nil }
 func (s *service) Reload(context.Context) (names.Change, error) { return names.Change{}, nil }
+func (s *service) Forget(context.Context) ([]netip.Addr, error) { return nil, nil }
 func (s *service) Status() names.Status                         { return names.Status{} }
 func (s *service) Watch(ctx context.Context, f func(names.Question) error) error {
 	select {

@@ -235,12 +235,12 @@ func TestExecute(t *testing.T) {
 	if d := cmp.Diff(want, req); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	for _, op := range []control.Op{control.OpState, control.OpRules, control.OpDown, control.OpDisengage, control.OpQuarantine, control.OpUp, control.OpSync} {
+	for _, op := range []control.Op{control.OpState, control.OpRules, control.OpDown, control.OpDisengage, control.OpQuarantine, control.OpUp, control.OpSync, control.OpReset} {
 		if _, err := l.Execute(t.Context(), control.Request{Op: op}); err != nil {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
-	if s.got() != 8 {
+	if s.got() != 9 {
 		t.Errorf("%d requests", s.got())
 	}
 	s.perform = func(context.Context, control.Request) control.Response {
@@ -253,7 +253,7 @@ func TestExecute(t *testing.T) {
 		t.Errorf("done in spite of the supervisor's error: %s", got)
 	}
 	// A start is verified by ourselves.
-	if _, err := l.Execute(t.Context(), control.Request{Op: control.OpVerify}); err != nil || s.got() != 9 {
+	if _, err := l.Execute(t.Context(), control.Request{Op: control.OpVerify}); err != nil || s.got() != 10 {
 		t.Errorf("%v; asked the supervisor", err)
 	}
 	stopped := l.Container

@@ -143,4 +143,8 @@ func TestRebinding(t *testing.T) {
 	if _, err := e.Reload(t.Context()); err != nil || open() != both {
 		t.Errorf("%v; open are %q", err, open())
 	}
+	before := asked.Load()
+	if removed, err := e.Forget(t.Context()); err != nil || len(removed) != 4 || open() != both || asked.Load() == before {
+		t.Errorf("forgot %v, %v; open are %q after %d questions", removed, err, open(), asked.Load()-before)
+	}
 }

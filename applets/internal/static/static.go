@@ -214,6 +214,45 @@ func (e *engine) Reload(ctx context.Context) (names.Change, error) {
 	return change, err
 }
 
+// Forget implements names.Service. The names are looked up again at once, and
+// waited for no longer than two seconds; in quarantine with the next Reload
+// after it.
+func (e *engine) Forget(ctx context.Context) ([]netip.Addr, error) {
+	e.changing.Lock()
+	defer e.changing.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	removed, err := e.learned.Forget(context.WithoutCancel(ctx))
+	_, learning := e.kernel.Learned()
+	again := e.renounce(errors.Is(learning, nft.ErrNotLearning))
+	e.await(ctx, again, reloadWait)
+	return removed, err
+}
+
+// renounce drops the addresses of all names and has them looked up again, at
+// once unless the firewall takes none. It returns channels that are closed when
+// each was.
+func (e *engine) renounce(refused bool) (again []<-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, n := range e.names {
+		n.addrs, n.until, n.refused = nil, time.Time{}, refused
+		switch {
+		case refused:
+		case n.index < 0: // what is found now was asked for before
+			n.again = true
+			again = append(again, n.wait())
+		default:
+			n.urgent = true
+			e.schedule.fix(n)
+			again = append(again, n.wait())
+		}
+	}
+	e.poke()
+	return again
+}
+
 // apply makes the names those wanted, and returns channels that are closed
 // when each of the new ones was looked up, urgently or not; with resume also
 // those of names whose addresses the firewall did not take before.
@@ -274,7 +313,7 @@ func (e *engine) restore(ctx context.Context) {
 		answers []learned.Answer
 	}
 	var all []open
-	now := time.Now()
+	now, life := time.Now(), e.learned.Life() // it changes with e.changing held
 	e.mu.Lock()
 	for _, n := range e.names {
 		if left := n.until.Sub(now); left > 0 && len(n.addrs) > 0 {
@@ -287,7 +326,7 @@ func (e *engine) restore(ctx context.Context) {
 	for range min(parallel, len(all)) {
 		wg.Go(func() {
 			for o := range next {
-				if err := e.learned.Learn(ctx, o.name, o.answers); err != nil && ctx.Err() == nil {
+				if err := e.learned.Learn(ctx, life, o.name, o.answers); err != nil && ctx.Err() == nil {
 					e.log.Warn("addresses could not be opened", "name", o.name, "err", err)
 				}
 			}
@@ -365,18 +404,19 @@ func (e *engine) next(now time.Time) (*entry, time.Duration) {
 // renew looks a name up, opens its addresses until it is looked up again, and
 // says when that is.
 func (e *engine) renew(ctx context.Context, n *entry) {
+	life := e.learned.Life()
 	f, err := e.lookup(ctx, n.name)
 	f.addrs = slices.DeleteFunc(f.addrs, func(a netip.Addr) bool { return !ruleset.Learnable(a) })
 	pause := jitter(min(max(f.ttl, minInterval), maxInterval))
 	open := pause + perName
 	var learnErr error
 	if len(f.addrs) > 0 && ctx.Err() == nil {
-		learnErr = e.learned.Learn(ctx, n.name, answers(f.addrs, open))
+		learnErr = e.learned.Learn(ctx, life, n.name, answers(f.addrs, open))
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	kernel := learnErr != nil && !errors.Is(learnErr, nft.ErrNotLearning) && !errors.Is(learnErr, learned.ErrNotAllowed)
+	kernel := learnErr != nil && !errors.Is(learnErr, nft.ErrNotLearning) && !errors.Is(learnErr, learned.ErrNotAllowed) && !errors.Is(learnErr, learned.ErrForgotten)
 	// An address that must not be opened will be the same the next time.
 	unheard := err != nil && (len(f.addrs) == 0 || !errors.Is(err, resolve.ErrNotPublic))
 	now := time.Now()
@@ -394,6 +434,14 @@ func (e *engine) renew(ctx context.Context, n *entry) {
 		e.failures = 0
 	}
 	giveUp := e.failures >= maxFailures
+	if life != e.learned.Life() { // forgotten, whatever was found; who waits does so for what comes now
+		if e.names[n.name] == n {
+			n.urgent, n.again, n.due = true, false, now
+			e.schedule.put(n)
+		}
+		e.mu.Unlock()
+		return
+	}
 	n.refused = errors.Is(learnErr, nft.ErrNotLearning)
 	if len(f.addrs) > 0 && (learnErr == nil || n.refused) {
 		n.addrs, n.until = f.addrs, now.Add(open)

@@ -64,6 +64,20 @@ func (f *firewall) Forget(all []netip.Addr) error {
 	return nil
 }
 
+func (f *firewall) ForgetAll() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nft.ErrNotLearning
+	}
+	if f.err != nil {
+		return f.err
+	}
+	f.generation++
+	clear(f.until)
+	return nil
+}
+
 func (f *firewall) Learned() (all []nft.Learned, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -434,6 +448,91 @@ func TestReload(t *testing.T) {
 		w.set(func() { w.profile = nil })
 		w.reload(names.Change{Enforced: true, Removed: []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.5", "2001:db8::1"}})
 		w.expect("nothing", "")
+	})
+}
+
+// What is forgotten is closed and looked up again at once: only what is found
+// then is opened.
+func TestForget(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.profile = []string{"a.example.com", "b.example.com", "gone.example.com"}
+		addrs := map[string]string{"a.example.com": "203.0.113.1", "b.example.com": "203.0.113.2", "gone.example.com": "203.0.113.3"}
+		w.answer = func(name string) (found, error) {
+			w.mu.Lock()
+			addr := addrs[name]
+			w.mu.Unlock()
+			time.Sleep(time.Second)
+			if addr == "" {
+				return found{}, resolve.ErrNoSuchName
+			}
+			return is(time.Hour, addr)
+		}
+		forget := func(want string) time.Duration {
+			t.Helper()
+			start := time.Now()
+			got, err := w.e.Forget(t.Context())
+			if fmt.Sprint(got) != want || err != nil {
+				t.Errorf("forgot %v, %v; want %s", got, err, want)
+			}
+			return time.Since(start)
+		}
+		w.start()
+		time.Sleep(time.Minute)
+		w.fw.Learn([]nft.Learned{{Addr: netip.MustParseAddr("203.0.113.99"), Timeout: time.Hour}}) // somebody else's
+		w.set(func() { addrs["b.example.com"], addrs["gone.example.com"] = "203.0.113.22", "" })
+		if d := forget("[203.0.113.1 203.0.113.2 203.0.113.3 203.0.113.99]"); d != time.Second {
+			t.Errorf("the names were looked up again after %v", d)
+		}
+		w.expect("forgotten", "203.0.113.1 203.0.113.22")
+		if got := w.e.Addresses("gone.example.com"); len(got) != 0 {
+			t.Errorf("addresses %v", got)
+		}
+		// Nor does a Reload bring back what was known before.
+		w.reload(names.Change{Allowed: 3, Enforced: true})
+		w.expect("reloaded", "203.0.113.1 203.0.113.22")
+
+		// What is being looked up was asked for before.
+		w.set(func() { w.live = []string{"new.example.com"}; addrs["new.example.com"] = "203.0.113.4" })
+		done := make(chan struct{})
+		go func() { w.reload(names.Change{Allowed: 4, Enforced: true}); close(done) }()
+		time.Sleep(100 * time.Millisecond)
+		w.set(func() { addrs["new.example.com"] = "203.0.113.44" })
+		<-done
+		w.expect("allowed", "203.0.113.1 203.0.113.22 203.0.113.4")
+		time.Sleep(3 * time.Hour) // they are renewed
+		before := w.times("a.example.com")
+		for w.times("a.example.com") == before {
+			time.Sleep(time.Second / 4)
+		}
+		w.set(func() { addrs["a.example.com"] = "203.0.113.11" })
+		start := time.Now()
+		if _, err := w.e.Forget(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(start); d <= time.Second || d > reloadWait {
+			t.Errorf("the names were looked up again after %v", d)
+		}
+		w.expect("looked up meanwhile", "203.0.113.11 203.0.113.22 203.0.113.44")
+
+		// In quarantine nothing is opened; afterwards what is found then.
+		w.fw.quarantine(true)
+		w.set(func() { addrs["a.example.com"] = "203.0.113.12" })
+		if d := forget("[]"); d != 0 {
+			t.Errorf("waited for %v in quarantine", d)
+		}
+		w.fw.quarantine(false)
+		w.reload(names.Change{Allowed: 4, Enforced: true})
+		w.expect("up again", "203.0.113.12 203.0.113.22 203.0.113.44")
+
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := w.e.Forget(ended); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+		w.fw.err = io.ErrUnexpectedEOF
+		if _, err := w.e.Forget(t.Context()); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%v", err)
+		}
 	})
 }
 
