@@ -51,6 +51,7 @@ func table() []applet {
 		{name: verdict.Name, about: "carries out the answers", run: verdict.Run},
 		{name: "terok-shield", about: "the command line: run, allow, deny, up, down, …", run: shield.Run, grammar: shield.Grammar},
 		{name: notify.Name, about: "desktop notifications with Allow and Deny", run: notify.Run},
+		{name: notify.OpenerName, private: true, run: notify.RunOpener},
 		{name: shielded.InsideName, private: true, run: shield.RunInside},
 		{name: dnsproxy.Name, private: true, run: dnsproxy.Run},
 		{name: nflogreader.Name, private: true, run: nflogreader.Run},

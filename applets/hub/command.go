@@ -106,7 +106,7 @@ func (serveCmd) Run(a *app) error {
 		if err := os.MkdirAll(own, 0o700); err != nil {
 			return fmt.Errorf("make a directory for what is asked: %w", err)
 		}
-		if err := confined.Program(a.env, reach.Hub(dir, own), log); err != nil {
+		if err := confined.Program(a.env, Name, reach.Hub(dir, own), log); err != nil {
 			return err
 		}
 		sockets, err := service.Listen(a.env,

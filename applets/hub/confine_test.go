@@ -3,6 +3,7 @@ package hub
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,6 +50,9 @@ func TestConfined(t *testing.T) {
 		}
 		client.Close()
 		confinetest.Confined(t, cmd.Process.Pid)
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid)); err != nil || string(name) != Name+"\n" {
+			t.Errorf("it is called %q, %v", name, err)
+		}
 		cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil || strings.Contains(errs.String(), "level=WARN") {
 			t.Errorf("%v: %s", err, errs.String())

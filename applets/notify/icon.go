@@ -1,6 +1,7 @@
 package notify
 
 import (
+	"bytes"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -61,19 +62,32 @@ func (i *icons) installed() bool {
 	return false
 }
 
-// file is the URI of our logo, which is written where it is gone with the
-// session.
+// logoFile is where our logo is gone with the session; "" if there is no place
+// for it.
+func logoFile(env *cmdenv.Env) string {
+	dir, err := hook.RuntimeDir(env)
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "terok", "terok.svg")
+}
+
+// file is the URI of our logo, which is written if it is not there.
 func (i *icons) file() string {
 	if i.logo != "" {
 		if _, err := os.Stat(i.logo); err == nil {
 			return uri(i.logo)
 		}
 	}
-	dir, err := hook.RuntimeDir(i.env)
-	if err != nil {
+	path := logoFile(i.env)
+	if path == "" {
 		return ""
 	}
-	dir = filepath.Join(dir, "terok")
+	if isLogo(path) {
+		i.logo = path
+		return uri(path)
+	}
+	dir := filepath.Dir(path)
 	if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
 		return ""
 	}
@@ -85,7 +99,6 @@ func (i *icons) file() string {
 	if closed := f.Close(); err == nil {
 		err = closed
 	}
-	path := filepath.Join(dir, "terok.svg")
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -95,6 +108,16 @@ func (i *icons) file() string {
 	}
 	i.logo = path
 	return uri(path)
+}
+
+// isLogo says whether a file is our logo, as an earlier program has left it.
+func isLogo(path string) bool {
+	st, err := os.Lstat(path)
+	if err != nil || !st.Mode().IsRegular() || st.Size() != int64(len(resources.Logo())) {
+		return false
+	}
+	data, err := os.ReadFile(path)
+	return err == nil && bytes.Equal(data, resources.Logo())
 }
 
 func uri(path string) string { return (&url.URL{Scheme: "file", Path: path}).String() }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -14,10 +15,28 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
+	"github.com/terok-ai/terok-box/nl/confine/confinetest"
 )
 
 // deadline bounds what a test waits for and that has to come.
 const deadline = 30 * time.Second
+
+// The main goroutine keeps the main thread, as in the program itself.
+func init() { runtime.LockOSThread() }
+
+// TestMain is also the programs that tests start.
+func TestMain(m *testing.M) {
+	confinetest.Main()
+	switch {
+	case filepath.Base(os.Args[0]) == Name:
+		os.Exit(Run(cmdenv.OS(), os.Args[1:]))
+	case len(os.Args) > 1 && os.Args[1] == OpenerName:
+		os.Exit(RunOpener(cmdenv.OS(), nil))
+	}
+	os.Exit(m.Run())
+}
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
@@ -107,7 +126,13 @@ func (b *busDaemon) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	started, stopped := make(chan error), make(chan bool)
+	go func() {
+		runtime.LockOSThread() // with whose end the daemon is killed
+		started <- cmd.Start()
+		<-stopped
+	}()
+	if err := <-started; err != nil {
 		b.t.Fatalf("%v (scripts/deps installs it)", err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
@@ -118,6 +143,7 @@ func (b *busDaemon) start() {
 	b.stop = sync.OnceFunc(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
+		close(stopped)
 		os.Remove(b.socket())
 	})
 	b.t.Cleanup(b.stop)

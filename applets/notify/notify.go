@@ -6,6 +6,9 @@
 // function, Null to nobody. A Subscriber knows the questions of all hubs of a
 // user; Popups shows them with a Notifier; Watch is both together.
 //
+// The program confines itself, which the package never does: it would be
+// another program's process.
+//
 // It must never import another applet, nor anything of the kernel's side. No
 // other package of this project speaks D-Bus.
 package notify

@@ -45,8 +45,12 @@ A container with more than five open questions has one notification for the
 rest; clearance-hub clearance lists and answers them in a terminal.
 
 Exit codes: 0 done, 1 the desktop does not answer, or --watch runs already,
-2 wrong command line, 130 Ctrl-C.
+2 wrong command line, 3 --watch has to be started anew, 130 Ctrl-C.
 `
+
+// exitOpener is for errOpener. A service manager that leaves it at 1, since
+// another one runs, begins anew.
+const exitOpener = 3
 
 // flagsUsage are the flags of both.
 const flagsUsage = `  -t, --timeout MS       how long it stays: 0 for ever, -1 (default) as the
@@ -197,8 +201,6 @@ func run(env *cmdenv.Env, prefix, usage string, canWatch bool, args []string) in
 		fmt.Fprint(env.Stdout, usage)
 		return cmdenv.ExitOK
 	}
-	ctx, stop := cmdenv.Context()
-	defer stop()
 	level := slog.LevelError // and there is nothing of that level
 	switch {
 	case o.verbose:
@@ -207,8 +209,17 @@ func run(env *cmdenv.Env, prefix, usage string, canWatch bool, args []string) in
 		level = slog.LevelWarn
 	}
 	log := slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
+	var terminals *opener
+	if o.watch { // before signals are heard: none gets lost between its two lives
+		if terminals, err = o.confine(env, log); err != nil {
+			return env.Fail(prefix, err)
+		}
+		defer terminals.part()
+	}
+	ctx, stop := cmdenv.Context()
+	defer stop()
 	if o.watch {
-		err = o.follow(ctx, env, log)
+		err = o.follow(ctx, env, terminals, log)
 	} else {
 		err = o.show(ctx, env, log)
 	}
@@ -253,8 +264,20 @@ func (o options) show(ctx context.Context, env *cmdenv.Env, log *slog.Logger) er
 	}
 }
 
-// follow shows what hubs ask.
-func (o options) follow(ctx context.Context, env *cmdenv.Env, log *slog.Logger) error {
+// runtimeDir is where hubs are looked for; "" if they are named.
+func (o options) runtimeDir(env *cmdenv.Env) (string, error) {
+	if len(o.hubs) > 0 {
+		return "", nil
+	}
+	dir, err := hook.RuntimeDir(env)
+	if err != nil {
+		return "", fmt.Errorf("find the hubs of this user: %w; name a hub's socket with --hub", err)
+	}
+	return dir, nil
+}
+
+// follow shows what hubs ask. terminals may be nil: then there are none.
+func (o options) follow(ctx context.Context, env *cmdenv.Env, terminals *opener, log *slog.Logger) error {
 	c := WatchConfig{Hubs: Hubs{Paths: o.hubs}}
 	var unknown []string
 	if o.events != nil {
@@ -265,12 +288,9 @@ func (o options) follow(ctx context.Context, env *cmdenv.Env, log *slog.Logger) 
 	} else if c.Categories, unknown = subscriber.Chosen(env.Vars); len(unknown) > 0 {
 		log.Warn("there are no such events to be shown", "variable", subscriber.EventsVar, "unknown", unknown)
 	}
-	if len(o.hubs) == 0 {
-		dir, err := hook.RuntimeDir(env)
-		if err != nil {
-			return fmt.Errorf("find the hubs of this user: %w; name a hub's socket with --hub", err)
-		}
-		c.Hubs.RuntimeDir = dir
+	var err error
+	if c.Hubs.RuntimeDir, err = o.runtimeDir(env); err != nil {
+		return err
 	}
 	c.Hubs.Changed = func(path string, err error) { log.Info("hub", "path", path, "err", err) }
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -280,12 +300,22 @@ func (o options) follow(ctx context.Context, env *cmdenv.Env, log *slog.Logger) 
 	})
 	defer n.Disconnect()
 	c.Notifier, c.Log = n, log
-	if t, ok := findTerminal(env); ok {
-		c.List = t.list
+	if terminals != nil {
+		c.List = terminals.list
+		go func() {
+			select {
+			case <-terminals.gone:
+				cancel(errOpener)
+			case <-ctx.Done():
+			}
+		}()
 	}
-	err := Watch(ctx, c)
-	if errors.Is(context.Cause(ctx), ErrRunning) {
+	err = Watch(ctx, c)
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, ErrRunning):
 		return ErrRunning
+	case errors.Is(cause, errOpener):
+		return &cmdenv.Exit{Code: exitOpener, Err: errOpener}
 	}
 	return err
 }

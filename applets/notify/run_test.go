@@ -199,9 +199,14 @@ func TestShow(t *testing.T) {
 // container is a hub with its sockets, whose firewall does what it is told.
 func container(t *testing.T, dir string) (h *hub.Hub, done <-chan string) {
 	t.Helper()
+	return hubAt(t, short, event.SocketPath(dir, short), clearance.SocketPath(dir, short))
+}
+
+func hubAt(t *testing.T, id string, paths ...string) (h *hub.Hub, done <-chan string) {
+	t.Helper()
 	verdicts := make(chan string, 100)
 	h, err := hub.New(hub.Config{
-		Container: short, Log: slog.New(slog.DiscardHandler),
+		Container: id, Log: slog.New(slog.DiscardHandler),
 		Verdict: func(_ context.Context, _, dest, action string) (bool, string) {
 			verdicts <- action + " " + dest
 			return true, ""
@@ -211,7 +216,7 @@ func container(t *testing.T, dir string) (h *hub.Hub, done <-chan string) {
 		t.Fatal(err)
 	}
 	var l [2]*varlink.Listener
-	for i, path := range []string{event.SocketPath(dir, short), clearance.SocketPath(dir, short)} {
+	for i, path := range paths {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -239,7 +244,7 @@ func TestFollow(t *testing.T) {
 	env := &cmdenv.Env{Stderr: &errs, Vars: b.vars(), UID: os.Getuid(), EUID: os.Geteuid()}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- options{watch: true}.follow(ctx, env, textLog(&errs)) }()
+	go func() { ended <- options{watch: true}.follow(ctx, env, nil, textLog(&errs)) }()
 	block := func(n int, dest string) {
 		t.Helper()
 		if err := h.Ingest(event.Event{Type: event.Blocked, Container: short, ID: short + ":" + string(rune('0'+n)), Dest: dest, Domain: "example.com", Port: 443, Proto: 6}); err != nil {
@@ -291,7 +296,7 @@ func TestFollowRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			env := &cmdenv.Env{Vars: tt.vars, EUID: os.Geteuid()}
-			err := tt.o.follow(t.Context(), env, slog.New(slog.DiscardHandler))
+			err := tt.o.follow(t.Context(), env, nil, slog.New(slog.DiscardHandler))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Error(err)
 			}
@@ -318,7 +323,9 @@ func TestTerminal(t *testing.T) {
 	if !ok || term.path != dir+"/xterm" {
 		t.Fatalf("%v %t", term, ok)
 	}
-	if err := term.list(); err != nil {
+	ended := make(chan bool, 3)
+	list := func(term terminal) error { return term.list(func() { ended <- true }) }
+	if err := list(term); err != nil {
 		t.Error(err)
 	}
 	self, err := os.Executable()
@@ -329,12 +336,15 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("%q %v", got, err)
 	}
 	script("x-terminal-emulator", "exit 3", 0o755)
-	if term, _ = findTerminal(env); term.list() == nil {
+	if term, _ = findTerminal(env); list(term) == nil {
 		t.Error("it ends with an error")
 	}
 	env.Vars["TERMINAL"] = filepath.Join(dir, "mine")
 	script("mine", "exit 0", 0o755) // it asks another process to do so
-	if term, _ = findTerminal(env); term.path != dir+"/mine" || term.list() != nil {
+	if term, _ = findTerminal(env); term.path != dir+"/mine" || list(term) != nil {
 		t.Error(term.path)
+	}
+	for range 3 {
+		receive(t, "end of a terminal", ended)
 	}
 }

@@ -69,22 +69,29 @@ func find(env *cmdenv.Env, name string) string {
 	return ""
 }
 
-// list opens a terminal with all questions.
-func (t terminal) list() error {
+// list opens a terminal with all questions. ended is called when its program
+// has, which may be as soon as it has asked another one.
+func (t terminal) list(ended func()) error {
 	self, err := os.Executable() // another process starts it
 	if err != nil {
+		ended()
 		return fmt.Errorf("find this program's own file: %w", err)
 	}
 	cmd := exec.Command(t.path, append(t.args, self, "clearance-hub", "clearance")...)
 	cmd.Env = t.env.Environ()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
+		ended()
 		return fmt.Errorf("open a terminal: %w", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	waited := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		ended()
+		waited <- err
+	}()
 	select {
-	case err := <-ended:
+	case err := <-waited:
 		if failed, ok := errors.AsType[*exec.ExitError](err); ok && !failed.Success() {
 			return fmt.Errorf("open a terminal: %s: %w", t.path, err)
 		}

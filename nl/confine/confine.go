@@ -52,8 +52,10 @@ const (
 	Execute Access = unix.LANDLOCK_ACCESS_FS_EXECUTE
 	// ReadFile is to read files whose names are known.
 	ReadFile Access = unix.LANDLOCK_ACCESS_FS_READ_FILE
+	// List is to list directories.
+	List Access = unix.LANDLOCK_ACCESS_FS_READ_DIR
 	// Read is to read files and to list directories.
-	Read = ReadFile | unix.LANDLOCK_ACCESS_FS_READ_DIR
+	Read = ReadFile | List
 	// Write is to write into files that are there.
 	Write Access = unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE
 	// Remove is to remove files and sockets.

@@ -97,7 +97,10 @@ var only = []struct {
 	{"applets/internal/grammar", []string{"github.com/alecthomas/kong"}, "a command line as a value knows nothing of what commands do"},
 	{"applets/internal/subscriber", []string{"wire"}, "who shows prompts, and where, is not its business: a terminal and a desktop use it alike"},
 	{"applets/internal/terminal", []string{"applets/internal/cmdenv", "applets/internal/subscriber", "wire"}, "it shows and reads; what happens is the subscriber's business"},
-	{"applets/notify", []string{"applets/internal/cmdenv", "applets/internal/hook", "applets/internal/subscriber", "resources", "wire", "github.com/godbus/dbus"}, "popups are of use to other programs, too, and know nothing of containers but what hubs say"},
+	{"applets/notify", []string{
+		"applets/internal/cmdenv", "applets/internal/hook", "applets/internal/subscriber", "resources", "wire", "github.com/godbus/dbus",
+		"applets/internal/child", "applets/internal/confined", "applets/internal/reach", // the program confines itself
+	}, "popups are of use to other programs, too, and know nothing of containers but what hubs say"},
 }
 
 func TestOnly(t *testing.T) {

@@ -9,6 +9,7 @@
 package child
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -31,11 +32,12 @@ const self = "/proc/self/exe"
 // After any other signal another process may take its place.
 const SignalEnd = syscall.SIGUSR1
 
-// Command is a process to be started: with an empty environment, in /, its
-// standard streams /dev/null, in the namespaces of the calling thread and in
-// the control group of the caller.
+// Command is a process to be started: its standard streams /dev/null, in the
+// namespaces of the calling thread and in the control group of the caller.
 type Command struct {
 	Args    []string       // after the name
+	Env     []string       // its environment; nil: an empty one
+	Dir     string         // where it works; "": in /
 	Files   []int          // become descriptors 3, 4, …; None is /dev/null
 	Session bool           // in a session of its own
 	Rules   *confine.Rules // it and all that it starts are confined by; nil: as the caller is
@@ -67,7 +69,7 @@ func Start(c Command) (*os.Process, error) {
 	var pid int
 	fork := func() (err error) {
 		pid, err = syscall.ForkExec(self, append([]string{Name}, c.Args...), &syscall.ProcAttr{
-			Dir: "/", Files: files, Sys: &syscall.SysProcAttr{Setsid: c.Session},
+			Dir: cmp.Or(c.Dir, "/"), Env: c.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: c.Session},
 		})
 		return err
 	}
@@ -115,6 +117,15 @@ func CloseOnExec() error {
 		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
 			unix.CloseOnExec(fd)
 		}
+	}
+	return nil
+}
+
+// Hand has the program that this process executes in its own place get an
+// open file, too.
+func Hand(fd int) error {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+		return fmt.Errorf("file descriptor %d: %w", fd, err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package child
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -54,6 +55,11 @@ func TestMain(m *testing.M) {
 		os.Exit(4)
 	}
 	f.Write([]byte("x"))
+	if role == "told" { // what it was given
+		dir, _ := os.Getwd()
+		fmt.Fprintf(f, "%s %q", dir, os.Environ())
+		os.Exit(0)
+	}
 	<-end
 	os.Exit(0)
 }
@@ -82,6 +88,37 @@ func start(t *testing.T, role string) (p *os.Process, alive *os.File) {
 		t.Fatal(err)
 	}
 	return p, r
+}
+
+// A process has the environment and the directory that it is given, and
+// otherwise none.
+func TestGiven(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for _, tt := range []struct {
+		c    Command
+		want string
+	}{
+		{Command{}, "x/ []"},
+		{Command{Dir: ".", Env: []string{"A=b c", "D="}}, "x" + dir + ` ["A=b c" "D="]`},
+	} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tt.c.Args, tt.c.Files = []string{"test", t.Name(), "told"}, []int{int(w.Fd())}
+		p, err := Start(tt.c)
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || string(got) != tt.want {
+			t.Errorf("%s, want %s (%v)", got, tt.want, err)
+		}
+		p.Wait()
+		r.Close()
+	}
 }
 
 func named(t *testing.T) func([]string) bool {

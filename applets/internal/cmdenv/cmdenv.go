@@ -171,6 +171,12 @@ func Context() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 }
 
+// Persist keeps SIGINT, SIGTERM and SIGHUP from ending this process. They are not
+// ignored, which programs that it starts would inherit.
+func Persist() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+}
+
 // Interrupted says whether it was SIGINT that has ended a Context.
 func Interrupted(ctx context.Context) bool {
 	return ctx.Err() != nil && context.Cause(ctx).Error() == syscall.SIGINT.String()+" signal received"

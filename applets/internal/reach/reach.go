@@ -22,6 +22,7 @@ import (
 const (
 	portDNS    = 53
 	resolvConf = "/etc/resolv.conf"
+	userDirs   = "/run/user" // where runtime directories are
 )
 
 // Supervisor is what a container's supervisor reaches.
@@ -63,6 +64,21 @@ func Hub(runtimeDir, dir string) confine.Rules {
 	return r.Rules
 }
 
+// Watcher is what the program reaches that asks on a user's desktop: the names
+// in his runtime directory, where hubs come and go ("": those are named), and
+// the file of our logo ("": there is none). The sockets of hubs and of his bus
+// need no right, unless abstract says that the bus's is one without a file.
+func Watcher(runtimeDir, logo string, abstract bool) confine.Rules {
+	r := base()
+	r.allow(confine.List, runtimeDir)
+	if filepath.Dir(runtimeDir) == userDirs {
+		r.allow(confine.List, userDirs) // his next session's is another one
+	}
+	r.allow(confine.ReadFile, logo)
+	r.Abstract = abstract
+	return r.Rules
+}
+
 // rules are rules to be.
 type rules struct{ confine.Rules }
 
@@ -84,7 +100,8 @@ func base() *rules {
 	program(r, "/proc/self/exe")
 	r.allow(confine.Read, "/proc") // of other processes: whether they live, and what they are called
 	r.allow(confine.Read|confine.Write, "/dev/null")
-	r.allow(confine.ReadFile, "/etc/localtime", "/sys/fs/cgroup", "/sys/kernel/mm/transparent_hugepage")
+	r.allow(confine.ReadFile, "/etc/localtime", "/usr/share/zoneinfo", "/etc/zoneinfo") // for whoever has TZ
+	r.allow(confine.ReadFile, "/sys/fs/cgroup", "/sys/kernel/mm/transparent_hugepage")
 	r.Families = []int{unix.AF_UNIX}
 	return r
 }
