@@ -259,8 +259,8 @@ func serveOpener(conn *net.UnixConn, open func() error, pause time.Duration) {
 		}
 	}()
 	for {
-		var any [1]byte
-		if n, err := conn.Read(any[:]); err != nil || n == 0 {
+		var packet [1]byte
+		if n, err := conn.Read(packet[:]); err != nil || n == 0 {
 			return
 		}
 		select {

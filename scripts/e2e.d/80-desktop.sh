@@ -38,8 +38,8 @@ on_bus() { # NAME
 }
 owned() { on_bus org.freedesktop.Notifications; }
 watched() { on_bus org.terok.ClearanceNotify; }
-watcher() {
-  spawn watch env DISPLAY="$display" terok-clearance-notify --watch
+watcher() { # [NAME=VALUE...]
+  spawn watch env DISPLAY="$display" "$@" terok-clearance-notify --watch
 }
 notification_daemon=/usr/lib/notification-daemon/notification-daemon
 desktop() { # with the watcher
@@ -290,6 +290,48 @@ own() { grep -c 'string "Blocked: 198.51' "$tmp/monitor.out" || true; }
 more() { sed -nE 's/.*string "([0-9]+) more blocked in .*/\1/p' "$tmp/monitor.out" | tail -n 1; }
 all_asked() { (($(own) + $(more) == 200)); }
 all_listed() { [[ $(grep -c 'BLOCKED .*198.51.100' "$tmp/terminal.out") -eq 200 ]]; }
+
+op_list_opens_a_terminal() {
+  shield setup
+  profile p allowed.test
+  runtime=/run/user/$(user id -u)
+  screen
+  session_bus
+  daemon "$notification_daemon"
+  user mkdir -p "$user_home/e2e"
+  # It is called with -e CMD..., and nobody types.
+  printf '#!/bin/sh\ncd %s/e2e\necho $$ >pid\n%s >kept.new\nmv kept.new kept\nshift\nsleep 600 | "$@" >said 2>&1\n' \
+    "$user_home" "$kept" | user tee "$user_home/e2e/terminal" >/dev/null
+  user chmod 755 "$user_home/e2e/terminal"
+  watcher TERMINAL="$user_home/e2e/terminal"
+  sleeper demo p
+  podman exec demo sh -c 'for i in $(seq 8); do (echo x | timeout 3 nc 198.51.100.$i 80 >/dev/null 2>&1) & done; wait'
+  shows '3 more blocked in '
+  within 60 list_opens || die "no terminal: $(count) popups, $(cat "$tmp/watch.err")"
+  running_pids[terminal]=-$(user cat "$user_home/e2e/pid") # with what it has started
+  within 30 lists_all || die "the terminal shows $(user cat "$user_home/e2e/said")"
+  # The terminal may do what its user may, and the program that asks may not.
+  equal "what keeps the terminal" "$(user cat "$user_home/e2e/kept")" "$(user sh -c "$kept")"
+  equal "what keeps the program" "$(root sed -nE 's/^(NoNewPrivs|Seccomp):\s+//p' "/proc/${running_pids[watch]}/status" | xargs)" "1 2"
+  equal "openers" "$(openers | wc -l)" 1
+  halt watch
+  within 10 no_openers || die "it is left: $(openers)"
+  user sh -c 'kill -0 "$0"' "$(user cat "$user_home/e2e/pid")" || die "the terminal is gone"
+}
+kept="grep -E '^(NoNewPrivs|Seccomp|Cap[A-Z][a-z]*):' /proc/self/status"
+openers() { root pgrep -f '^terok-box terminal-opener' || true; }
+no_openers() { [[ -z $(openers) ]]; }
+lists_all() { [[ $(user grep -c 'BLOCKED .*198.51.100' "$user_home/e2e/said") -eq 8 ]]; }
+list_opens() { # a click on the only button of a notification: those of questions have two
+  local id place
+  for id in $(popups); do
+    place=$(buttons "$id")
+    if [[ -n $place && $place != *$'\n'* ]]; then
+      x xdotool mousemove --window "$id" "${place% *}" "${place#* }" sleep 0.3 click 1
+    fi
+  done
+  within 5 user test -s "$user_home/e2e/kept"
+}
 
 # ---- set up
 
