@@ -97,18 +97,18 @@ func (serveCmd) Help() string {
 
 // Run serves all containers of the user.
 func (serveCmd) Run(a *app) error {
+	dir, err := hook.RuntimeDir(a.env)
+	if err != nil {
+		return fmt.Errorf("no place for sockets: %w; set XDG_RUNTIME_DIR to a directory of your own", err)
+	}
+	own := filepath.Join(dir, ownDir)
+	if err := os.MkdirAll(own, 0o700); err != nil {
+		return fmt.Errorf("make a directory for what is asked: %w", err)
+	}
+	if err := confined.Program(a.env, Name, reach.Hub(dir, own), service.Log(a.env)); err != nil {
+		return err
+	}
 	return service.Run(a.env, func(ctx context.Context, log *slog.Logger) error {
-		dir, err := hook.RuntimeDir(a.env)
-		if err != nil {
-			return fmt.Errorf("no place for sockets: %w; set XDG_RUNTIME_DIR to a directory of your own", err)
-		}
-		own := filepath.Join(dir, ownDir)
-		if err := os.MkdirAll(own, 0o700); err != nil {
-			return fmt.Errorf("make a directory for what is asked: %w", err)
-		}
-		if err := confined.Program(a.env, Name, reach.Hub(dir, own), log); err != nil {
-			return err
-		}
 		sockets, err := service.Listen(a.env,
 			service.Socket{Name: "events", Path: event.UserSocketPath(dir)},
 			service.Socket{Name: "clearance", Path: clearance.UserSocketPath(dir)},

@@ -68,6 +68,26 @@ func TestConfined(t *testing.T) {
 	}
 }
 
+// A signal ends it whenever it comes, also before it is confined.
+func TestEndsEarly(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 60 {
+		cmd, errs := serving(t, dir, (*exec.Cmd).Start)
+		ended := make(chan bool)
+		go func() { cmd.Wait(); close(ended) }()
+		time.Sleep(time.Duration(i) * time.Millisecond / 2)
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			t.Fatalf("it goes on: %s", errs.String())
+		}
+	}
+}
+
 // serving is the service, in a process of its own.
 func serving(t *testing.T, dir string, start func(*exec.Cmd) error) (cmd *exec.Cmd, errs *bytes.Buffer) {
 	t.Helper()

@@ -335,6 +335,19 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// A signal ends it whenever it comes, also before it is confined.
+func TestEndsEarly(t *testing.T) {
+	s := newSession(t, "exit 0")
+	for i := range 60 {
+		w := watch(t, s.env, (*exec.Cmd).Start)
+		time.Sleep(time.Duration(i) * time.Millisecond / 2)
+		w.Process.Signal(syscall.SIGINT)
+		if code := w.code(); code != 130 && code != -int(syscall.SIGINT) {
+			t.Errorf("exit %d: %s", code, w.errs.String())
+		}
+	}
+}
+
 // A terminal that does not start is said as before: in the log, and in the
 // popup, which says what to do instead.
 func TestTerminalFails(t *testing.T) {

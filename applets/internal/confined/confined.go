@@ -32,7 +32,8 @@ func Again(env *cmdenv.Env) bool {
 
 // Program confines the program of that name, whose rules these are, and returns
 // in its second life. Before it the program has opened nothing that is not
-// inherited. What a kernel lacks is left out, and said in the log.
+// inherited, and does not listen for signals: of one that came between, nobody
+// would hear. What a kernel lacks is left out, and said in the log.
 func Program(env *cmdenv.Env, name string, rules confine.Rules, log *slog.Logger) error {
 	if env.Again == nil {
 		return nil

@@ -21,12 +21,16 @@ import (
 	"github.com/terok-ai/terok-box/wire/varlink"
 )
 
+// Log is the log of a service: it goes to standard error.
+func Log(env *cmdenv.Env) *slog.Logger { return slog.New(slog.NewTextHandler(env.Stderr, nil)) }
+
 // Run has something served until SIGINT or SIGTERM, of which the first is an
-// error with the exit code of its own. The log goes to standard error.
+// error with the exit code of its own. A service that confines itself does so
+// before: see confined.Program.
 func Run(env *cmdenv.Env, serve func(ctx context.Context, log *slog.Logger) error) error {
 	ctx, stop := cmdenv.Context()
 	defer stop()
-	if err := serve(ctx, slog.New(slog.NewTextHandler(env.Stderr, nil))); err != nil {
+	if err := serve(ctx, Log(env)); err != nil {
 		return err
 	}
 	if cmdenv.Interrupted(ctx) {
