@@ -11,7 +11,6 @@ import (
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
 	"github.com/terok-ai/terok-box/applets/internal/cmdenv"
-	"github.com/terok-ai/terok-box/applets/internal/firewall"
 	"github.com/terok-ai/terok-box/applets/internal/shielded"
 	"github.com/terok-ai/terok-box/resources"
 	"github.com/terok-ai/terok-box/wire/bundle"
@@ -84,7 +83,7 @@ func (w *worker) perform(ctx context.Context, req control.Request) control.Respo
 		return control.Response{Error: err.Error()}
 	}
 	req.StateDir, req.PID, req.NetNS = dir, alive[0].PID, w.spec.NetNS
-	resp := firewall.ExecuteIn(ctx, w.ns, req)
+	resp := w.firewall.Execute(ctx, req)
 	if resp.Error == "" {
 		w.outlet.decided(req)
 	}

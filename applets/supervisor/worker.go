@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/child"
+	"github.com/terok-ai/terok-box/applets/internal/firewall"
 	"github.com/terok-ai/terok-box/applets/internal/pair"
 	"github.com/terok-ai/terok-box/applets/internal/reader"
 	"github.com/terok-ai/terok-box/applets/verdict"
@@ -46,16 +47,17 @@ const (
 
 // worker is one life of the process that does the work.
 type worker struct {
-	spec   control.Spec
-	home   pair.Home
-	pace   pair.Pace
-	paths  control.Sockets
-	hubs   []string // where events are taken, by this process or somebody else
-	born   time.Time
-	log    *slog.Logger
-	bundle *bundle.Bundle
-	lists  *bundle.Bundle // of who governs the network; the same unless another container does
-	ns     *netns.NS
+	spec     control.Spec
+	home     pair.Home
+	pace     pair.Pace
+	paths    control.Sockets
+	hubs     []string // where events are taken, by this process or somebody else
+	born     time.Time
+	log      *slog.Logger
+	bundle   *bundle.Bundle
+	lists    *bundle.Bundle // of who governs the network; the same unless another container does
+	ns       *netns.NS
+	firewall *firewall.Kept // of ns
 
 	ctx    context.Context // of the parts, which outlive the containers by a moment
 	cancel context.CancelFunc
@@ -117,6 +119,7 @@ func (w *worker) Start(_ context.Context, wait func() error, _ func(error)) (err
 	if id, err := w.ns.ID(); err != nil || id.String() != w.spec.NetNS {
 		return errors.Join(errors.New("given another network namespace than told"), err)
 	}
+	w.firewall = firewall.Keep(w.ns)
 	conn, err := nflog.Adopt(control.FileLog)
 	if err != nil {
 		conn = nil // it was not given one, and tries itself

@@ -396,6 +396,83 @@ func TestApplyOver(t *testing.T) {
 	}
 }
 
+// What is known is what there is, whoever has changed it and however often; and
+// it is not read again as long as nobody does.
+func TestKnown(t *testing.T) {
+	ns := kerneltest.NewNS(t)
+	c, other := dialIn(t, ns), dialIn(t, ns)
+	known := func() *ruleset.Table {
+		t.Helper()
+		table, err := c.Known()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return table
+	}
+	if table := known(); table != nil {
+		t.Fatalf("known of nothing: %v", table)
+	}
+	apply := func(by *Conn, state ruleset.State, p ruleset.Params) func() {
+		return func() {
+			t.Helper()
+			if err := by.Apply(build(t, state, p)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i, change := range []func(){
+		apply(other, ruleset.Up, params),
+		apply(c, ruleset.Up, ruleset.Params{Allow: hosts(9, 1)}),
+		apply(c, ruleset.Up, ruleset.Params{Allow: hosts(9, 1), Deny: hosts(9, 2)}),
+		apply(other, ruleset.Up, ruleset.Params{Allow: hosts(9, 1)}),
+		func() { kerneltest.NFT(t, ns, "", "add", "element", "inet", ruleset.TableName, "deny_v4", "{ 9.9.9.9 }") },
+		func() { kerneltest.NFT(t, ns, "", "insert", "rule", "inet", ruleset.TableName, "output", "accept") },
+		func() { kerneltest.NFT(t, ns, "", "add", "table", "inet", "another") },
+		apply(c, ruleset.Quarantine, params),
+		func() { kerneltest.NFT(t, ns, "", "delete", "table", "inet", ruleset.TableName) },
+		apply(c, ruleset.Down, params),
+	} {
+		change()
+		first := known()
+		fresh, err := other.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (first == nil) != (fresh == nil) {
+			t.Fatalf("change %d: known %v, there %v", i, first, fresh)
+		}
+		if fresh != nil {
+			if diff := ruleset.Diff(first, fresh); !diff.Empty() {
+				t.Errorf("change %d: known is something else: %s", i, diff)
+			}
+		}
+		if again := known(); again != first {
+			t.Errorf("change %d: read once more, though nothing has changed", i)
+		}
+		if fresh != nil {
+			if err := c.ApplyOver(known(), build(t, ruleset.Up, params)); err != nil {
+				t.Errorf("change %d: %v", i, err)
+			}
+			if diff := ruleset.Diff(list(t, other), build(t, ruleset.Up, params)); !diff.Empty() {
+				t.Errorf("change %d: over what is known: %s", i, diff)
+			}
+		}
+	}
+	// An Apply leaves behind what Known needs.
+	apply(c, ruleset.Up, params)()
+	seen := c.seen.table
+	if seen == nil || known() != seen {
+		t.Error("what was applied is read once more")
+	}
+	kerneltest.NFT(t, ns, "", "add", "table", "inet", ruleset.TableName, "{ chain output { policy accept; } ; }")
+	kerneltest.NFT(t, ns, "", "add", "map", "inet", ruleset.TableName, "m", "{ type ipv4_addr : verdict; }")
+	for range 2 {
+		if table, err := c.Known(); !errors.Is(err, ErrForeign) {
+			t.Errorf("somebody else's table is known: %v, %v", table, err)
+		}
+	}
+}
+
 // Without the capability the error says which one.
 func TestNotPermitted(t *testing.T) {
 	ns := kerneltest.NewNS(t)

@@ -42,9 +42,10 @@ const (
 // Conn is a connection to nf_tables of one network namespace. Its methods can
 // be called at the same time, and from any thread.
 type Conn struct {
-	mu   sync.Mutex
-	s    *socket // nil: closed
-	seen listing // what List has returned last
+	mu    sync.Mutex
+	s     *socket // nil: closed
+	seen  listing // what was seen last
+	keeps bool    // what Apply sees is worth to be remembered
 }
 
 var errClosed = errors.New("the connection to nf_tables is closed")
@@ -86,6 +87,27 @@ func (c *Conn) List() (*ruleset.Table, error) {
 	return l.table, err
 }
 
+// Known is List for who keeps the connection: as long as nobody changes the
+// namespace's ruleset, it is what was seen last, by Known or after an Apply,
+// and is not read again. Counters and remaining times are of then, and elements
+// that have expired since are still in it. It must not be changed.
+func (c *Conn) Known() (*ruleset.Table, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.s == nil {
+		return nil, errClosed
+	}
+	c.keeps = true
+	if c.seen.generation != 0 {
+		if g, err := c.s.generation(); err == nil && g == c.seen.generation {
+			return c.seen.table, nil
+		}
+	}
+	l, err := c.s.steady()
+	c.seen = l
+	return l.table, err
+}
+
 // Apply makes the kernel's table want, whatever it was before, and reads it
 // back. At no moment is anything open that is neither open before nor after:
 // the change is one transaction if it only closes or only opens, else what
@@ -97,9 +119,9 @@ func (c *Conn) List() (*ruleset.Table, error) {
 // error the kernel enforces what it enforced before, or less is open.
 func (c *Conn) Apply(want *ruleset.Table) error { return c.ApplyOver(nil, want) }
 
-// ApplyOver is Apply for who has just read the table: have is what List has
-// returned last, if it was this connection's, and is then not read again before
-// the change.
+// ApplyOver is Apply for who has just read the table: have is what List or
+// Known has returned last, if it was this connection's, and is then not read
+// again before the change.
 func (c *Conn) ApplyOver(have, want *ruleset.Table) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,8 +137,12 @@ func (c *Conn) ApplyOver(have, want *ruleset.Table) error {
 		l := c.seen
 		seen = &l
 	}
-	c.seen = listing{}
-	if err := c.s.apply(seen, want); err != nil {
+	list := c.s.list
+	if c.keeps {
+		list = c.s.steady
+	}
+	if c.seen, err = c.s.apply(seen, want, list); err != nil {
+		c.seen = listing{}
 		return fmt.Errorf("apply the firewall: %w", err)
 	}
 	return nil
@@ -139,7 +165,8 @@ func normalized(t *ruleset.Table) (*ruleset.Table, error) {
 	return &n, nil
 }
 
-func (s *socket) apply(seen *listing, want *ruleset.Table) error {
+// apply returns what there is in the end, as list reads it.
+func (s *socket) apply(seen *listing, want *ruleset.Table, list func() (listing, error)) (listing, error) {
 	var last error
 	for attempt := 0; ; attempt++ {
 		var have listing
@@ -147,26 +174,27 @@ func (s *socket) apply(seen *listing, want *ruleset.Table) error {
 			have, seen = *seen, nil
 		} else {
 			var err error
-			if have, err = s.list(); err != nil && !errors.Is(err, ErrForeign) {
-				return errors.Join(last, err)
+			if have, err = list(); err != nil && !errors.Is(err, ErrForeign) {
+				return have, errors.Join(last, err)
 			}
 		}
+		table := have.table
 		if have.odd {
-			have.table = nil
+			table = nil
 		}
-		change := ruleset.Diff(have.table, want)
+		change := ruleset.Diff(table, want)
 		if change.Empty() {
-			return nil
+			return have, nil
 		}
 		if attempt == applyAttempts {
 			if last == nil {
 				last = fmt.Errorf("it is not what was applied, somebody else changes it at the same time: %s", change)
 			}
-			return last
+			return have, last
 		}
-		p := planner{have: have.table, want: want, change: change, replace: have.exists, room: s.room}
+		p := planner{have: table, want: want, change: change, replace: have.exists, room: s.room}
 		if last = s.carryOut(&p); last != nil && !again(last) {
-			return last
+			return have, last
 		}
 	}
 }
@@ -212,6 +240,24 @@ type listing struct {
 	table  *ruleset.Table // nil: none, or a foreign one
 	exists bool           // there is one, foreign or not
 	odd    bool           // an interval set that cannot be changed element by element
+
+	generation uint32 // of the ruleset all of it is of; 0: unknown
+}
+
+// steady is list that finds out the generation as well.
+func (s *socket) steady() (listing, error) {
+	before, err := s.generation()
+	if err != nil {
+		return listing{}, err
+	}
+	l, err := s.list()
+	if err != nil {
+		return l, err
+	}
+	if after, err := s.generation(); err == nil && after == before {
+		l.generation = before
+	}
+	return l, nil
 }
 
 func (s *socket) list() (listing, error) {

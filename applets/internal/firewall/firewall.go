@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/terok-ai/terok-box/applets/internal/audit"
@@ -48,29 +49,71 @@ func Execute(ctx context.Context, req control.Request) control.Response {
 		return control.Response{Error: fmt.Sprintf("%s: %v", req.Container, err)}
 	}
 	defer ns.Close()
-	return ExecuteIn(ctx, ns, req)
+	k := Keep(ns)
+	defer k.Close()
+	return k.Execute(ctx, req)
 }
 
-// ExecuteIn is Execute for who has the container's network namespace open, and
-// may not be allowed to open it by the process any more.
-func ExecuteIn(ctx context.Context, ns *netns.NS, req control.Request) control.Response {
+// Kept is the network namespace of a container, for who carries out many
+// requests there: the connection to its nf_tables, and what they hold as long
+// as nobody else changes it, are kept from one to the next. Its methods can be
+// called at the same time.
+type Kept struct {
+	ns   *netns.NS
+	mu   sync.Mutex
+	conn *nft.Conn // nil: there is none at this time
+}
+
+// Keep is for who has the container's network namespace open, and may not be
+// allowed to open it by the process any more. It stays the caller's to close.
+func Keep(ns *netns.NS) *Kept { return &Kept{ns: ns} }
+
+// Close disconnects; Execute connects again.
+func (k *Kept) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	conn := k.conn
+	if k.conn = nil; conn == nil {
+		return nil
+	}
+	return conn.Close()
+}
+
+// Execute carries out one request and never fails otherwise than in its
+// response.
+func (k *Kept) Execute(ctx context.Context, req control.Request) control.Response {
 	var resp control.Response
-	if err := execute(ctx, ns, req, &resp); err != nil {
+	if err := k.execute(ctx, req, &resp); err != nil {
 		resp.Error = err.Error()
+		_ = k.Close() // whatever it was, the next one begins anew
 	}
 	return resp
 }
 
-func execute(ctx context.Context, ns *netns.NS, req control.Request, resp *control.Response) (err error) {
+// connect connects to nf_tables, of which the host's are never touched.
+func (k *Kept) connect() (*nft.Conn, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.conn != nil {
+		return k.conn, nil
+	}
+	if err := NotHost(k.ns); err != nil {
+		return nil, err
+	}
+	err := k.ns.Do(func() (err error) {
+		k.conn, err = dial()
+		return err
+	})
+	return k.conn, err
+}
+
+func (k *Kept) execute(ctx context.Context, req control.Request, resp *control.Response) error {
 	b, err := bundle.Open(req.StateDir)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	if err := NotHost(ns); err != nil {
-		return fmt.Errorf("%s: %w", req.Container, err)
-	}
-	switch id, err := ns.ID(); {
+	switch id, err := k.ns.ID(); {
 	case err != nil:
 		return fmt.Errorf("%s: %w", req.Container, err)
 	case req.NetNS != "" && id.String() != req.NetNS:
@@ -81,17 +124,11 @@ func execute(ctx context.Context, ns *netns.NS, req control.Request, resp *contr
 		return err
 	}
 	defer unlock()
-	var f *Firewall
-	err = ns.Do(func() (err error) {
-		f, err = Here(b)
-		return err
-	})
+	conn, err := k.connect()
 	if err != nil {
 		return fmt.Errorf("%s: %w", req.Container, err)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	f.netns, f.container, f.audit = ns, req.Container, req.Audit
-
+	f := Firewall{bundle: b, conn: conn, netns: k.ns, container: req.Container, audit: req.Audit}
 	if err := f.perform(ctx, req, resp); err != nil {
 		return err
 	}
@@ -149,11 +186,19 @@ func NotHost(ns *netns.NS) error {
 // Here connects to nf_tables of the network namespace that the calling thread
 // is in. The caller holds the bundle's lock until after Close.
 func Here(b *bundle.Bundle) (*Firewall, error) {
+	conn, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	return &Firewall{bundle: b, conn: conn}, nil
+}
+
+func dial() (*nft.Conn, error) {
 	conn, err := nft.Dial()
 	if err != nil {
 		return nil, fmt.Errorf("reach nf_tables in the container's network namespace: %w", err)
 	}
-	return &Firewall{bundle: b, conn: conn}, nil
+	return conn, nil
 }
 
 // Close disconnects.
@@ -372,8 +417,10 @@ func (f *Firewall) learned() ([]string, error) {
 var errNoTable = errors.New("it has no firewall: it was not started under terok-shield; stop it, or put one there with: terok-shield up")
 
 // State is what the kernel holds; the error says why it is ruleset.Error.
-func (f *Firewall) State() (ruleset.State, *ruleset.Table, error) {
-	have, err := f.conn.List()
+func (f *Firewall) State() (ruleset.State, *ruleset.Table, error) { return f.state(f.conn.List) }
+
+func (f *Firewall) state(list func() (*ruleset.Table, error)) (ruleset.State, *ruleset.Table, error) {
+	have, err := list()
 	if err != nil {
 		if errors.Is(err, nft.ErrForeign) {
 			return ruleset.Error, nil, err
@@ -643,7 +690,7 @@ func (f *Firewall) plan(ctx context.Context, req control.Request) (*decision, er
 
 // planAddresses is the part of a decision that is about addresses.
 func (f *Firewall) planAddresses(c *decision, allow bool) (kernel, addresses step, err error) {
-	state, have, why := f.State()
+	state, have, why := f.state(f.conn.Known)
 	switch {
 	case state == ruleset.Offline:
 		return kernel, addresses, errNoTable
