@@ -61,6 +61,15 @@ suite() { # TIER
   equal "page of what is denied below it" "$(page c http://bad.wild.test/)" no
   equal "page beside what is denied" "$(page c http://good.wild.test/)" yes
 
+  local said
+  said=$(shield reset c)
+  contains "reset" "$said" 203.0.113.10
+  if learned c | grep -E '203\.0\.113\.'; then die "reset left something open"; fi
+  expect_blocked c tcp 203.0.113.10
+  equal "page of allowed.test at the first attempt after reset" "$(page c http://allowed.test/)" yes
+  equal "page below an allowed name after reset" "$(page c http://some.wild.test/)" yes
+  equal "page of other.test after reset" "$(page c http://other.test/)" no
+
   podman restart --time 0 c
   equal "page of wild.test after a restart" "$(page c http://some.wild.test/)" yes
   equal "page of bad.wild.test after a restart" "$(page c http://bad.wild.test/)" no
@@ -82,6 +91,9 @@ test_names_static_tier() {
   equal "page of other.test when allowed" "$(page c http://other.test/)" yes
   shield deny c other.test
   equal "page of other.test when denied" "$(page c http://other.test/)" no
+  contains "reset" "$(shield reset c)" 203.0.113.10
+  equal "page of allowed.test after reset" "$(page c http://allowed.test/)" yes
+  equal "page of other.test after reset" "$(page c http://other.test/)" no
   podman restart --time 0 c
   equal "page of allowed.test after a restart" "$(page c http://allowed.test/)" yes
   equal "page of other.test after a restart" "$(page c http://other.test/)" no
@@ -155,6 +167,21 @@ test_deny_of_a_name_cuts_a_download() {
   growing "$tmp/other.out" || die "deny stopped another container"
   equal "page of other.test" "$(page c http://other.test/)" yes
   equal "page of allowed.test" "$(page c http://allowed.test/)" no
+}
+
+test_reset_cuts_a_download() {
+  shield setup
+  profile p allowed.test other.test
+  launch c p "$image" sh -c "$(download allowed.test)"
+  launch other p "$image" sh -c "$(download allowed.test)"
+  growing "$tmp/c.out" || die "the download does not run"
+  growing "$tmp/other.out" || die "the other download does not run"
+  shield reset c
+  within 5 standing "$tmp/c.out" || die "the download goes on after reset"
+  growing "$tmp/other.out" || die "reset stopped another container"
+  equal "page of allowed.test" "$(page c http://allowed.test/)" yes
+  podman stop --time 0 c
+  fails shield reset c
 }
 
 # Where a container's own loopback is not that of its network namespace (krun).
