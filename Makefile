@@ -5,7 +5,7 @@ NAMES    = nft-hook reader-hook clearance-hub clearance-verdict terok-shield ter
 
 export CGO_ENABLED = 0
 
-.PHONY: help build man completions packages build/demo demo test unit e2e lint bench fuzz ci clean
+.PHONY: help build man completions packages build/demo build/orchestrator demo test unit e2e lint bench fuzz ci clean
 
 help: ## this text
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -16,6 +16,9 @@ build: ## build/terok-box, static and stripped, with its symlinks
 
 build/demo: build
 	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./scripts/demo
+
+build/orchestrator: build
+	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./scripts/e2e.d/orchestrator
 
 man: ## man pages in build/man, for make packages
 	@mkdir -p build/man
@@ -45,7 +48,7 @@ unit: build
 	$(GO) vet ./...
 	$(GO) test ./...
 
-e2e: build build/demo
+e2e: build build/demo build/orchestrator
 	scripts/packages $(shell $(GO) env GOARCH)
 	scripts/e2e
 	scripts/e2e --d13

@@ -10,9 +10,6 @@ asked() { # NAME: did it reach the lab's name server?
 }
 asked_log() { echo "$E2E_LAB/run/dns.log"; }
 forget_asked() { inet truncate -s 0 "$(asked_log)"; }
-page() { # CONTAINER URL: yes or no
-  podman exec "$1" sh -c "if timeout 6 wget -qO- $2 2>/dev/null | grep -q 'inet ok'; then echo yes; else echo no; fi"
-}
 learned() { # CONTAINER: what names have opened
   shield rules "$1" | awk '/set learned_/ {in_set=1} in_set {print} /}/ {if (in_set && /^\t}/) in_set=0}'
 }
@@ -119,7 +116,7 @@ test_first_attempt_dnsmasq() {
 # Without any network of Podman's: only a cable to the lab's internet that the container knows nothing of.
 cabled() { # NAME: starts it with --network none and connects it
   local flags pid here_n
-  mapfile -t flags < <(shield prepare "$1" --profiles p --json | tr -d '[]' | sed 's/","/"\n"/g' | sed 's/^"//; s/"$//')
+  mapfile -t flags < <(prepared "$1" --profiles p)
   local kept=() skip=false flag
   for flag in "${flags[@]}"; do
     if $skip; then
@@ -163,7 +160,7 @@ test_deny_of_a_name_cuts_a_download() {
   growing "$tmp/other.out" || die "the other download does not run"
   equal "page of other.test" "$(page c http://other.test/)" yes
   shield deny c allowed.test
-  within 5 standing "$tmp/c.out" || die "the download goes on after deny"
+  within 20 standing "$tmp/c.out" || die "the download goes on after deny"
   growing "$tmp/other.out" || die "deny stopped another container"
   equal "page of other.test" "$(page c http://other.test/)" yes
   equal "page of allowed.test" "$(page c http://allowed.test/)" no
@@ -189,7 +186,7 @@ test_listens_where_a_virtual_machine_sees_it() {
   shield setup
   profile p allowed.test
   local flags
-  mapfile -t flags < <(shield prepare c --profiles p --runtime krun --json | tr -d '[]' | sed 's/","/"\n"/g' | sed 's/^"//; s/"$//')
+  mapfile -t flags < <(prepared c --profiles p --runtime krun)
   podman run -d "${flags[@]}" "$image" sleep 600
   contains "resolv.conf" "$(podman exec c cat /etc/resolv.conf)" 169.254.1.3
   equal "page of allowed.test" "$(page c http://allowed.test/)" yes
@@ -248,9 +245,9 @@ test_killed_resolver_closes_and_comes_back() {
   local pid round
   for round in 1 2 3 4 5; do
     for pid in $(resolvers | head -n 1); do root kill -9 "$pid"; done
-    within 5 equal_page c http://rotate.test/ || die "names do not come back after kill $round"
+    within 20 equal_page c http://rotate.test/ || die "names do not come back after kill $round"
     for pid in $(resolvers | tail -n 1); do root kill -9 "$pid"; done
-    within 5 equal_page c http://rotate.test/ || die "names do not come back after the other kill $round"
+    within 20 equal_page c http://rotate.test/ || die "names do not come back after the other kill $round"
   done
   # Both at once: closed for good, nothing opens.
   # shellcheck disable=SC2046
@@ -299,10 +296,10 @@ test_watch_and_harvest() {
   sleep 1
   page c http://other.test/
   probe c tcp 203.0.113.77
-  within 5 grep -q '"action":"blocked_query".*"domain":"other.test"' "$tmp/watch.out" || die "watch does not show the name: $(cat "$tmp/watch.out" "$tmp/watch.err")"
-  within 5 grep -q '"action":"queued_connection".*"dest":"203.0.113.77"' "$tmp/watch.out" || die "watch does not show the packet: $(cat "$tmp/watch.out" "$tmp/watch.err")"
+  within 20 grep -q '"action":"blocked_query".*"domain":"other.test"' "$tmp/watch.out" || die "watch does not show the name: $(cat "$tmp/watch.out" "$tmp/watch.err")"
+  within 20 grep -q '"action":"queued_connection".*"dest":"203.0.113.77"' "$tmp/watch.out" || die "watch does not show the packet: $(cat "$tmp/watch.out" "$tmp/watch.err")"
   podman rm -f --time 0 c
-  within 5 ended "$job" || die "watch goes on after the container"
+  within 20 ended "$job" || die "watch goes on after the container"
 }
 ended() { ! kill -0 "$1" 2>/dev/null; }
 
@@ -313,7 +310,7 @@ test_harvest_makes_a_profile() {
   page c http://other.test/
   page c http://many.test/
   podman stop --time 0 c
-  within 5 harvested other.test || die "harvest: $(shield harvest c)"
+  within 20 harvested other.test || die "harvest: $(shield harvest c)"
   user sh -c "terok-shield harvest c --profile >'$config/profiles/q.txt'"
   sleeper d q
   equal "page of other.test" "$(page d http://other.test/)" yes
@@ -327,7 +324,7 @@ harvested() { [[ $(shield harvest c) == *$1* ]]; }
 sharing() { # NAME FLAG...: a prepared container in the network of another one
   local name=$1 flags kept=() skip=false flag
   shift
-  mapfile -t flags < <(shield prepare "$name" --profiles p --json | tr -d '[]' | sed 's/","/"\n"/g' | sed 's/^"//; s/"$//')
+  mapfile -t flags < <(prepared "$name" --profiles p)
   for flag in "${flags[@]}"; do
     if $skip; then
       skip=false
@@ -359,7 +356,7 @@ test_two_containers_share_a_network() {
   podman rm -f --time 0 two
   equal "page of allowed.test" "$(page one http://allowed.test/)" yes
   podman rm -f --time 0 one
-  within 5 no_resolvers || die "resolvers left: $(resolvers)"
+  within 20 no_resolvers || die "resolvers left: $(resolvers)"
 }
 test_pod_ends_with_its_last_container() {
   shield setup
@@ -376,7 +373,7 @@ test_pod_ends_with_its_last_container() {
   podman start one
   equal "page of allowed.test in one again" "$(page one http://allowed.test/)" yes
   podman pod rm -f --time 0 pod
-  within 5 no_resolvers || die "resolvers left: $(resolvers)"
+  within 20 no_resolvers || die "resolvers left: $(resolvers)"
 }
 no_resolvers() { [[ -z $(resolvers) ]]; }
 teardown() {

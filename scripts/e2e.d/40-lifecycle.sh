@@ -49,7 +49,7 @@ test_hook_failure_keeps_container_from_starting() {
   profile p 203.0.113.20
   marking c
   launch c p "${args[@]}"
-  within 5 marked c 1 || die "the workload did not start"
+  within 20 marked c 1 || die "the workload did not start"
   podman stop --time 0 c
   local sd=$state/containers/c
   user cp "$sd/ruleset.nft" "$sd/ruleset.good"
@@ -66,7 +66,7 @@ test_hook_failure_keeps_container_from_starting() {
   [[ $(user cat "$sd/hook-error.log") ]] || die "hook-error.log is empty"
   user cp "$sd/ruleset.good" "$sd/ruleset.nft"
   podman start c
-  within 5 marked c 2 || die "the workload does not start with the good ruleset either"
+  within 20 marked c 2 || die "the workload does not start with the good ruleset either"
   state c up
 }
 marked() { [[ $(starts "$1") == "$2" ]]; }
@@ -112,7 +112,7 @@ test_run_refuses_without_a_working_hook() {
   user cp "$tmp/good.json" "$descriptor"
   marking c
   launch c p "${args[@]}"
-  within 5 marked c 1 || die "the workload did not start with the hook either"
+  within 20 marked c 1 || die "the workload did not start with the hook either"
   expect_blocked c tcp 203.0.113.21
 }
 
@@ -124,7 +124,7 @@ test_run_refuses_without_setup() {
   equal "starts of the workload" "$(starts c)" 0
   shield setup
   launch c p "${args[@]}"
-  within 5 marked c 1 || die "the workload did not start after setup either"
+  within 20 marked c 1 || die "the workload did not start after setup either"
 }
 
 test_run_refuses_flags_that_would_undo_it() {
@@ -138,7 +138,7 @@ test_run_refuses_flags_that_would_undo_it() {
     fails podman container exists c
   done
   launch c p "$image" sh -c 'echo --privileged --network host; sleep 600'
-  within 5 grep -q privileged "$tmp/c.out" || die "arguments after the image were not left alone"
+  within 20 grep -q privileged "$tmp/c.out" || die "arguments after the image were not left alone"
 }
 
 test_run_passes_streams_and_exit_code() {
@@ -177,6 +177,6 @@ test_nothing_runs_after_the_container_is_gone() {
   shield allow c 203.0.113.21
   contains "processes while it runs" "$(processes)" "sleep 600"
   podman rm -f --time 0 c
-  within 10 same_processes "$before" || die "left over: $(diff <(echo "$before") <(processes))"
+  within 20 same_processes "$before" || die "left over: $(diff <(echo "$before") <(processes))"
 }
 same_processes() { [[ $(processes) == "$1" ]]; }

@@ -70,6 +70,47 @@ test_demo() {
   contains "what is installed after the demo" "$(shield check-environment)" 'hooks=not-installed'
 }
 
+# An orchestrator, which starts containers itself, with the Go API in place of the command line: nothing is written but
+# below the directory that it names, and neither config.yml nor the user's profiles are looked at.
+test_the_go_api() {
+  shield setup
+  profile p 203.0.113.31 # not the orchestrator's
+  user mkdir -p "$user_home/e2e/profiles"
+  printf '%s\n' 203.0.113.20 allowed.test | user tee "$user_home/e2e/profiles/p.txt" >/dev/null
+  user tee "$config/config.yml" <<<'nonsense: true' >/dev/null
+  local call=(user orchestrator "$user_home/e2e/state" "$user_home/e2e/profiles") flags before
+  before=$(user find "$data" "$config" "$user_home/.local/state/terok" 2>/dev/null | sort)
+  equal "check" "$("${call[@]}" check c)" "needs setup: false"
+  mapfile -t flags < <("${call[@]}" prepare c p)
+  podman create --name c "${flags[@]}" "$image" /bb/busybox sleep 600
+  podman start c
+  equal "state" "$("${call[@]}" state c)" "c up"
+  expect_passes c tcp 203.0.113.20
+  expect_blocked c tcp 203.0.113.31
+  equal "a page of an allowed name" "$(page c http://allowed.test/)" yes
+  equal "allow an address" "$("${call[@]}" allow c 203.0.113.31)" "c 203.0.113.31"
+  expect_passes c tcp 203.0.113.31
+  equal "a page of another name" "$(page c http://other.test/)" no
+  "${call[@]}" allow c other.test
+  equal "a page of that name, allowed" "$(page c http://other.test/)" yes
+  equal "deny an address" "$("${call[@]}" deny c 203.0.113.20)" "c 203.0.113.20"
+  expect_blocked c tcp 203.0.113.20
+  "${call[@]}" down c
+  expect_passes c tcp 203.0.113.77
+  "${call[@]}" quarantine c
+  equal "state in quarantine" "$("${call[@]}" state c)" "c quarantine"
+  expect_blocked c tcp 203.0.113.31
+  "${call[@]}" up c
+  expect_passes c tcp 203.0.113.31
+  contains "rules" "$("${call[@]}" rules c)" "203.0.113.31"
+  podman restart --time 0 c
+  expect_passes c tcp 203.0.113.31
+  expect_blocked c tcp 203.0.113.20
+  podman rm -f --time 0 c
+  equal "state without the container" "$("${call[@]}" state c)" "c offline"
+  equal "files elsewhere" "$(user find "$data" "$config" "$user_home/.local/state/terok" 2>/dev/null | sort)" "$before"
+}
+
 test_works_where_no_helper_program_is_installed() {
   local program path hidden=()
   : >"$E2E_LAB/share/absent"

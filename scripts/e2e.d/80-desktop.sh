@@ -315,7 +315,7 @@ op_list_opens_a_terminal() {
   equal "what keeps the program" "$(root sed -nE 's/^(NoNewPrivs|Seccomp):\s+//p' "/proc/${running_pids[watch]}/status" | xargs)" "1 2"
   equal "openers" "$(openers | wc -l)" 1
   halt watch
-  within 10 no_openers || die "it is left: $(openers)"
+  within 20 no_openers || die "it is left: $(openers)"
   user sh -c 'kill -0 "$0"' "$(user cat "$user_home/e2e/pid")" || die "the terminal is gone"
 }
 kept="grep -E '^(NoNewPrivs|Seccomp|Cap[A-Z][a-z]*):' /proc/self/status"
