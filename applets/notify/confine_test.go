@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -40,6 +41,11 @@ func watch(t *testing.T, vars map[string]string, start func(*exec.Cmd) error, ar
 		w.Env = append(w.Env, k+"="+v)
 	}
 	w.Stderr = &w.errs
+	// What is caught here is not ignored there, as it may be here: under nohup,
+	// and in the background of a script.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT)
+	defer signal.Stop(caught)
 	if err := start(w.Cmd); err != nil {
 		t.Fatal(err)
 	}
@@ -217,8 +223,12 @@ exec sleep 1000`)
 			t.Errorf("the terminal's %s is %s, not %s", key, got, want)
 		}
 	}
-	if blocked, ignored := field(out, "SigBlk"), field(out, "SigIgn"); strings.Trim(blocked+ignored, "0") != "" {
-		t.Errorf("the terminal's signals: blocked %s, ignored %s", blocked, ignored)
+	if blocked := field(out, "SigBlk"); strings.Trim(blocked, "0") != "" {
+		t.Errorf("the terminal's signals: blocked %s", blocked)
+	}
+	inherited := signals(t, ours) &^ (1<<(syscall.SIGHUP-1) | 1<<(syscall.SIGINT-1) | 1<<(syscall.SIGTERM-1))
+	if ignored := signals(t, out); ignored&^inherited != 0 { // make, for one, ignores some that the C library has for itself
+		t.Errorf("the terminal ignores the signals %x, and we %x", ignored, signals(t, ours))
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -276,6 +286,16 @@ exec sleep 1000`)
 		t.Error("the terminal has ended")
 	}
 	eventually(t, "questions taken away", func() bool { return len(s.d.was("CloseNotification")) > 0 })
+}
+
+// signals are those that a process ignores, by its status.
+func signals(t *testing.T, status []byte) uint64 {
+	t.Helper()
+	set, err := strconv.ParseUint(field(status, "SigIgn"), 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
 }
 
 // ofShell says whether shells set a variable themselves.

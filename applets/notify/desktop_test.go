@@ -130,8 +130,8 @@ func TestSignals(t *testing.T) {
 
 	// Somebody else, in all ways that there are.
 	other := b.connect()
-	signal(other, "ActionInvoked", id, "k")
-	signal(other, "NotificationClosed", id, uint32(2))
+	emit(other, "ActionInvoked", id, "k")
+	emit(other, "NotificationClosed", id, uint32(2))
 	other.Send(&dbus.Message{Type: dbus.TypeSignal, Body: []any{id, "k"}, Headers: map[dbus.HeaderField]dbus.Variant{
 		dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/org/freedesktop/Notifications")), dbus.FieldInterface: dbus.MakeVariant(notificationsName),
 		dbus.FieldMember: dbus.MakeVariant("ActionInvoked"), dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(id, "k")),
@@ -145,12 +145,12 @@ func TestSignals(t *testing.T) {
 	// The right one, with what makes no sense.
 	d.choose(id+1, "k")
 	d.closes(id+1, Dismissed)
-	signal(d.conn, "ActionInvoked", "k", id)
-	signal(d.conn, "ActionInvoked", id)
-	signal(d.conn, "ActionInvoked")
-	signal(d.conn, "NotificationClosed", id)
-	signal(d.conn, "NotificationClosed", int32(id), uint32(2))
-	signal(d.conn, "ActivationToken", id, "token")
+	emit(d.conn, "ActionInvoked", "k", id)
+	emit(d.conn, "ActionInvoked", id)
+	emit(d.conn, "ActionInvoked")
+	emit(d.conn, "NotificationClosed", id)
+	emit(d.conn, "NotificationClosed", int32(id), uint32(2))
+	emit(d.conn, "ActivationToken", id, "token")
 	d.conn.Emit("/another/path", notificationsName+".ActionInvoked", id, "k")
 	d.choose(id, "k")
 	if got := receive(t, "action", what); got != "chosen k" {

@@ -284,13 +284,13 @@ func (d *desktop) was(member string) []call {
 	return got
 }
 
-func signal(conn *dbus.Conn, member string, body ...any) {
+func emit(conn *dbus.Conn, member string, body ...any) {
 	conn.Emit("/org/freedesktop/Notifications", notificationsName+"."+member, body...)
 }
 
-func (d *desktop) choose(id uint32, key string) { signal(d.conn, "ActionInvoked", id, key) }
+func (d *desktop) choose(id uint32, key string) { emit(d.conn, "ActionInvoked", id, key) }
 func (d *desktop) closes(id uint32, reason Reason) {
-	signal(d.conn, "NotificationClosed", id, uint32(reason))
+	emit(d.conn, "NotificationClosed", id, uint32(reason))
 }
 
 // open is a notifier for the bus.
