@@ -12,7 +12,8 @@ spawn() { # NAME CMD...: in the background as the user, until the test ends
   running_pids[$name]=$(<"$tmp/$name.pid")
 }
 halt() { # NAME
-  root kill -9 "${running_pids[$1]}" 2>/dev/null || true
+  # Without "--" procps takes -123, a process group, for -1, which is everybody.
+  root kill -9 -- "${running_pids[$1]}" 2>/dev/null || true
   unset "running_pids[$1]"
   rm -f "$tmp/$1.pid"
 }
