@@ -425,7 +425,9 @@ func TestKnown(t *testing.T) {
 		apply(c, ruleset.Up, ruleset.Params{Allow: hosts(9, 1)}),
 		apply(c, ruleset.Up, ruleset.Params{Allow: hosts(9, 1), Deny: hosts(9, 2)}),
 		apply(other, ruleset.Up, ruleset.Params{Allow: hosts(9, 1)}),
-		func() { kerneltest.NFT(t, ns, "", "add", "element", "inet", ruleset.TableName, "deny_v4", "{ 9.9.9.9 }") },
+		func() {
+			kerneltest.NFT(t, ns, "", "add", "element", "inet", ruleset.TableName, "deny_v4", "{ 9.9.9.9 }")
+		},
 		func() { kerneltest.NFT(t, ns, "", "insert", "rule", "inet", ruleset.TableName, "output", "accept") },
 		func() { kerneltest.NFT(t, ns, "", "add", "table", "inet", "another") },
 		apply(c, ruleset.Quarantine, params),

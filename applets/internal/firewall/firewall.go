@@ -60,8 +60,8 @@ func Execute(ctx context.Context, req control.Request) control.Response {
 // called at the same time.
 type Kept struct {
 	ns   *netns.NS
-	mu   sync.Mutex
-	conn *nft.Conn // nil: there is none at this time
+	mu   sync.Mutex // held while a request is carried out
+	conn *nft.Conn  // nil: there is none at this time
 }
 
 // Keep is for who has the container's network namespace open, and may not be
@@ -72,6 +72,11 @@ func Keep(ns *netns.NS) *Kept { return &Kept{ns: ns} }
 func (k *Kept) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.disconnect()
+}
+
+// disconnect is Close with the lock held.
+func (k *Kept) disconnect() error {
 	conn := k.conn
 	if k.conn = nil; conn == nil {
 		return nil
@@ -85,15 +90,13 @@ func (k *Kept) Execute(ctx context.Context, req control.Request) control.Respons
 	var resp control.Response
 	if err := k.execute(ctx, req, &resp); err != nil {
 		resp.Error = err.Error()
-		_ = k.Close() // whatever it was, the next one begins anew
 	}
 	return resp
 }
 
-// connect connects to nf_tables, of which the host's are never touched.
+// connect connects to nf_tables, of which the host's are never touched. The
+// lock is held.
 func (k *Kept) connect() (*nft.Conn, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	if k.conn != nil {
 		return k.conn, nil
 	}
@@ -124,12 +127,15 @@ func (k *Kept) execute(ctx context.Context, req control.Request, resp *control.R
 		return err
 	}
 	defer unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	conn, err := k.connect()
 	if err != nil {
 		return fmt.Errorf("%s: %w", req.Container, err)
 	}
 	f := Firewall{bundle: b, conn: conn, netns: k.ns, container: req.Container, audit: req.Audit}
 	if err := f.perform(ctx, req, resp); err != nil {
+		_ = k.disconnect() // whatever it was, the next one begins anew
 		return err
 	}
 	resp.Warning = f.warning()

@@ -2,14 +2,18 @@ package firewall
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/terok-ai/terok-box/nl/kerneltest"
 	"github.com/terok-ai/terok-box/nl/netns"
 	"github.com/terok-ai/terok-box/nl/nft"
 	"github.com/terok-ai/terok-box/nl/ruleset"
+	"github.com/terok-ai/terok-box/wire/bundle"
 	"github.com/terok-ai/terok-box/wire/control"
 )
 
@@ -98,4 +102,35 @@ func TestKeptHost(t *testing.T) {
 	if table, err := conn.List(); table != nil || errors.Join(err, conn.Close()) != nil {
 		t.Errorf("%v, %v", table, err)
 	}
+}
+
+// A request that fails does not take the connection from another one, not even
+// where their locks are different ones: of containers that share a network.
+func TestKeptByMany(t *testing.T) {
+	s := newShielded(t)
+	other, err := bundle.Create(filepath.Join(t.TempDir(), "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	k := Keep(s.ns)
+	defer k.Close()
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for n := range 60 {
+				req := s.request("nonsense")
+				req.StateDir = other.Path()
+				if i%2 == 0 {
+					req = s.request(control.OpAllow)
+					req.Target = fmt.Sprintf("203.0.%d.%d", 1+i, 1+n)
+					req.Targets = []string{req.Target}
+				}
+				if resp := k.Execute(t.Context(), req); (resp.Error == "") != (i%2 == 0) {
+					t.Errorf("%s %s: %q", req.Op, req.Target, resp.Error)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
