@@ -126,7 +126,7 @@ func FindOther(match func(args []string) bool) ([]*Process, error) { return sear
 
 // search finds processes by their arguments, which a process of a container can
 // choose as well: but it cannot be in the pid namespace of the caller.
-func search(arguments func(pid int) ([]string, bool), match func(args []string) bool) (found []*Process, err error) {
+func search(arguments func(pid int, s *searcher) ([]string, bool), match func(args []string) bool) (found []*Process, err error) {
 	defer func() {
 		if err != nil {
 			Release(found)
@@ -143,8 +143,8 @@ func search(arguments func(pid int) ([]string, bool), match func(args []string) 
 	if err != nil {
 		return fail(err)
 	}
-	pidNS, err := os.Readlink("/proc/self/ns/pid")
-	if err != nil {
+	s := &searcher{patience: execTimeout}
+	if s.pidNS, err = os.Readlink("/proc/self/ns/pid"); err != nil {
 		return fail(err)
 	}
 	for _, name := range names {
@@ -152,12 +152,9 @@ func search(arguments func(pid int) ([]string, bool), match func(args []string) 
 		if err != nil {
 			continue
 		}
-		args, ok := arguments(pid)
-		if !ok || !match(args) {
+		args, ok := arguments(pid, s)
+		if !ok || !match(args) || !s.near(pid) {
 			continue
-		}
-		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || ns != pidNS {
-			continue // somebody else's, or ended
 		}
 		p, err := open(pid)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -167,7 +164,7 @@ func search(arguments func(pid int) ([]string, bool), match func(args []string) 
 			return fail(err)
 		}
 		// Now that the number cannot be another's: is it still the same?
-		if again, ok := arguments(pid); !ok || !slices.Equal(again, args) {
+		if again, ok := arguments(pid, s); !ok || !slices.Equal(again, args) {
 			p.Close()
 			continue
 		}
@@ -177,10 +174,23 @@ func search(arguments func(pid int) ([]string, bool), match func(args []string) 
 	return found, nil
 }
 
+// searcher is what a search goes by.
+type searcher struct {
+	pidNS    string
+	patience time.Duration // for processes without arguments, all of them: somebody may have many of these
+}
+
+// near reports whether a process is in our pid namespace: others are somebody
+// else's, or have ended.
+func (s *searcher) near(pid int) bool {
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	return err == nil && ns == s.pidNS
+}
+
 // arguments are those of a process that Start started. One that has ended and
 // was not waited for has none.
-func arguments(pid int) ([]string, bool) {
-	args, ok := readArguments(pid, func(f *os.File) bool {
+func arguments(pid int, s *searcher) ([]string, bool) {
+	args, ok := s.readArguments(pid, func(f *os.File) bool {
 		var name [len(Name) + 1]byte
 		n, err := f.ReadAt(name[:], 0)
 		return n == 0 || err == nil && string(name[:]) == Name+"\x00"
@@ -192,8 +202,8 @@ func arguments(pid int) ([]string, bool) {
 }
 
 // commandLine is all of the command line of a process of our own user.
-func commandLine(pid int) ([]string, bool) {
-	return readArguments(pid, func(f *os.File) bool {
+func commandLine(pid int, s *searcher) ([]string, bool) {
+	return s.readArguments(pid, func(f *os.File) bool {
 		fi, err := f.Stat() // it belongs to the process's effective user
 		if err != nil {
 			return false
@@ -205,7 +215,7 @@ func commandLine(pid int) ([]string, bool) {
 
 // readArguments reads the command line of a process, if it is of interest.
 // One whose program is just being exchanged has none for a moment.
-func readArguments(pid int, of func(cmdline *os.File) bool) ([]string, bool) {
+func (s *searcher) readArguments(pid int, of func(cmdline *os.File) bool) ([]string, bool) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return nil, false
@@ -215,12 +225,14 @@ func readArguments(pid int, of func(cmdline *os.File) bool) ([]string, bool) {
 		return nil, false
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxCmdline))
-	for end := time.Now().Add(execTimeout); err == nil && len(text) == 0; text, err = io.ReadAll(io.LimitReader(f, maxCmdline)) {
+	for err == nil && len(text) == 0 {
 		// Neither the kernel's own threads nor those that have ended have a program.
-		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || time.Now().After(end) {
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || s.patience <= 0 || !s.near(pid) {
 			return nil, false
 		}
-		time.Sleep(execTimeout / 100)
+		time.Sleep(execPause)
+		s.patience -= execPause
+		text, err = io.ReadAll(io.LimitReader(f, maxCmdline))
 	}
 	if err != nil {
 		return nil, false
@@ -245,6 +257,7 @@ const (
 	// execTimeout is how long a process may be without arguments between
 	// those of its old program and those of its new one.
 	execTimeout = 100 * time.Millisecond
+	execPause   = time.Millisecond
 )
 
 // End ends all processes that Start started and whose arguments match, also
