@@ -301,7 +301,7 @@ func (e *Engine) resolve(q question, changes int, done leave) {
 // anew. changes is how often either has happened.
 func (e *Engine) settle(q question, res *result, life learned.Life, changes int, done leave) {
 	if changes >= maxChanges {
-		const why = "the lists of names keep changing"
+		const why = "what is allowed, or was learned, keeps changing"
 		e.report(q, names.Failed, why, nil)
 		done(q.because(dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, why), life)
 		return
